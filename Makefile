@@ -1,0 +1,97 @@
+# The only entry point. `make demo` and `make test` are all a newcomer needs; `make help` lists the rest.
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := build
+
+# Static binaries are built for the named target, so that build scripts and macros stay dynamic.
+TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
+RELEASE := target/$(TARGET)/release
+STATIC := CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUSTFLAGS='-C target-feature=+crt-static'
+
+# What Debian has of what is needed: to build (protoc, C linker), to run, and to test.
+PACKAGES := protobuf-compiler gcc libc6-dev containerd runc nftables iproute2 util-linux docker-registry \
+            busybox-static ca-certificates gzip
+
+# Arguments of `make sim`.
+SEED ?= 1
+N ?= 1000
+STEPS ?= 200
+
+.PHONY: help
+help: ## This list
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+
+.PHONY: build
+build: deps ## Binaries for development
+	cargo build --workspace --bins
+
+.PHONY: release
+release: deps ## Static release binaries, swarmd and swarmctl
+	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarmctl
+	@ls -l $(RELEASE)/swarmd $(RELEASE)/swarmctl
+
+.PHONY: image
+image: deps ## The static web server of the example image
+	$(STATIC) cargo build --release --target $(TARGET) -p example-web
+
+.PHONY: deps
+deps: ## Installs from Debian what is missing
+	@.ci/deps $(PACKAGES)
+
+.PHONY: check
+check: deps ## Format, lints, documentation, layout rules; writes nothing
+	cargo fmt --all --check
+	cargo clippy --workspace --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
+	cargo test --package swarm --test tidy
+
+.PHONY: fix
+fix: ## Formats, and applies what clippy and the transcripts suggest
+	cargo fmt --all
+	cargo clippy --workspace --all-targets --fix --allow-dirty --allow-staged
+	UPDATE_EXPECT=1 cargo test --package swarm --test transcripts
+	cargo fmt --all
+
+# The end-to-end tests start these programs; they are not in the same package, so cargo does not build them for it.
+.PHONY: test-binaries
+test-binaries: deps image
+	cargo build --workspace --bins
+
+.PHONY: test
+test: test-binaries ## Every test; as root also those on containerd
+	WEB_BIN=$(CURDIR)/$(RELEASE)/web cargo test --workspace
+	@[ "$$(id -u)" = 0 ] || echo 'make test: left out, for want of root: the tests on containerd; run it as root'
+
+.PHONY: test-fast
+test-fast: deps ## Tests that need neither root nor containerd
+	SWARM_LAB=off cargo test --workspace
+
+.PHONY: sim
+sim: deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
+	SEED=$(SEED) N=$(N) STEPS=$(STEPS) cargo test --release --package swarm --test sim -- --nocapture
+
+.PHONY: bench
+bench: deps ## All benchmarks; one JSON line a case, also in target/bench/
+	$(MAKE) bench-schedule bench-control-plane bench-footprint
+
+bench-schedule: deps
+	cargo bench -p swarmd --bench schedule
+
+bench-%: deps
+	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarm-bench
+	$(RELEASE)/bench $*
+
+.PHONY: demo
+demo: deps ## A manager and five workers on this machine, and a service on them
+	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarmctl -p swarm-lab -p example-web
+	@$(RELEASE)/demo up
+
+.PHONY: demo-down
+demo-down: ## Removes the demo, whatever state it is in
+	@[ -x $(RELEASE)/demo ] || $(STATIC) cargo build --release --target $(TARGET) -p swarm-lab
+	@$(RELEASE)/demo down
+
+.PHONY: clean
+clean: ## Removes what was built
+	cargo clean

@@ -1,0 +1,182 @@
+//! One task on containerd: [`Controller`] over the parts of this backend.
+//!
+//! The truth is in containerd (record, process, labels) and in the task's directory; a controller
+//! holds nothing that could not be asked again, so one that is made after a restart of swarmd is
+//! as good as the one before.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use tokio::task::JoinSet;
+
+use super::container::Process;
+use super::label;
+use super::making::Making;
+use super::network::PortMap;
+use super::node::Node;
+use super::support::{self, Network};
+use crate::error::Error;
+use crate::executor::{Controller, Exit, Handle, Observed, TaskOrder};
+
+/// Runs one task on containerd.
+#[derive(Debug)]
+pub(super) struct ContainerdController {
+    node: Arc<Node>,
+    order: TaskOrder,
+    /// The container that is being made.
+    making: JoinSet<Result<Option<String>, Error>>,
+}
+
+impl ContainerdController {
+    pub(super) fn new(node: Arc<Node>, order: TaskOrder) -> Self {
+        Self {
+            node,
+            order,
+            making: JoinSet::new(),
+        }
+    }
+
+    fn id(&self) -> &str {
+        &self.order.task.id
+    }
+    /// Waits for what an earlier, given up call has begun.
+    async fn settle(&mut self) {
+        while self.making.join_next().await.is_some() {}
+    }
+    /// The container is gone; what it may have left running goes too.
+    async fn gone(&self) -> Error {
+        if let Err(error) = self.node.clear_cgroup(self.id()).await {
+            return error;
+        }
+        Error::Fatal(format!(
+            "task {}: its container is gone: it was removed outside of swarmd, or the host restarted",
+            self.id()
+        ))
+    }
+}
+
+#[tonic::async_trait]
+impl Controller for ContainerdController {
+    async fn prepare(&mut self) -> Result<Option<String>, Error> {
+        self.settle().await;
+        if let Some(container) = self.node.containers.get(self.id()).await? {
+            let prepared = label::exit(&container.labels).is_some()
+                || self.node.containers.process(self.id()).await? != Process::Absent;
+            if prepared {
+                return Ok(None);
+            }
+        }
+        // Whatever an earlier try left half-made is made anew.
+        if self.node.files.of(self.id()).exist() {
+            self.node.remove(self.id()).await?;
+        }
+        let making = Making {
+            node: Arc::clone(&self.node),
+            order: self.order.clone(),
+        };
+        let image = making.image().await?;
+        // From here on not given up half-way when this call is: a request that containerd has
+        // begun may finish after everything was removed.
+        self.making.spawn(async move { making.make(image).await });
+        match self.making.join_next().await {
+            Some(Ok(result)) => result,
+            Some(Err(_)) | None => Err(Error::Temporary(format!(
+                "task {}: making its container was given up",
+                self.id()
+            ))),
+        }
+    }
+
+    async fn start(&mut self) -> Result<(), Error> {
+        match self.node.containers.process(self.id()).await? {
+            Process::Created { .. } => {}
+            Process::Running { .. } | Process::Stopped { .. } => return Ok(()),
+            Process::Absent => {
+                return match self.node.exit_recorded(self.id()).await? {
+                    Some(_) => Ok(()),
+                    None => Err(self.gone().await),
+                };
+            }
+        }
+        let ports = support::host_ports(&self.order.task)?;
+        if !ports.is_empty() && support::network(&self.order.task, &ports)? == Network::Bridged {
+            let map = self.node.network.publish(self.id(), &ports).await?;
+            let labels = BTreeMap::from([(label::PORTS.to_owned(), map.to_string())]);
+            self.node.containers.label(self.id(), labels).await?;
+        }
+        let Err(failure) = self.node.containers.start(self.id()).await else {
+            return Ok(());
+        };
+        // Started by an earlier call whose answer was lost?
+        match self.node.containers.process(self.id()).await? {
+            Process::Running { .. } | Process::Stopped { .. } => Ok(()),
+            Process::Created { .. } | Process::Absent => {
+                self.node.network.unpublish(self.id()).await?;
+                Err(failure.into())
+            }
+        }
+    }
+
+    async fn wait(&mut self) -> Result<Exit, Error> {
+        if let Some(exit) = self.node.exit_recorded(self.id()).await? {
+            return Ok(exit);
+        }
+        match self.node.wait(self.id()).await {
+            Ok(code) => self.node.conclude(self.id(), code).await,
+            Err(failure) if failure.is_absent() => {
+                match self.node.exit_recorded(self.id()).await? {
+                    Some(exit) => Ok(exit),
+                    None => Err(self.gone().await),
+                }
+            }
+            Err(failure) => {
+                let error = Error::from(failure);
+                if matches!(error, Error::Unavailable { .. }) {
+                    return Err(error);
+                }
+                // A shim that was killed takes the exit with it.
+                match self.node.containers.process(self.id()).await? {
+                    Process::Absent => Err(self.gone().await),
+                    Process::Stopped { code } => self.node.conclude(self.id(), code).await,
+                    Process::Created { .. } | Process::Running { .. } => {
+                        Err(Error::Temporary(error.to_string()))
+                    }
+                }
+            }
+        }
+    }
+
+    async fn shutdown(&mut self) -> Result<(), Error> {
+        self.settle().await;
+        self.node.stop(self.id()).await
+    }
+
+    async fn remove(&mut self) -> Result<(), Error> {
+        self.settle().await;
+        self.node.remove(self.id()).await
+    }
+
+    async fn observe(&mut self) -> Result<Observed, Error> {
+        let Some(container) = self.node.containers.get(self.id()).await? else {
+            return Ok(Observed::Absent);
+        };
+        let handle = |pid: u32| Handle {
+            container_id: container.id.clone(),
+            pid,
+            ports: PortMap::of_labels(&container.labels).ports(&self.order.task),
+        };
+        if let Some(exit) = label::exit(&container.labels) {
+            return Ok(Observed::Exited(handle(0), exit));
+        }
+        match self.node.containers.process(self.id()).await? {
+            // A record without process is half-made, or its host restarted: nothing to go on from.
+            Process::Absent => Ok(Observed::Absent),
+            Process::Created { pid } => Ok(Observed::Created(handle(pid))),
+            Process::Running { pid } => Ok(Observed::Running(handle(pid))),
+            Process::Stopped { code } => {
+                let exit = self.node.conclude(self.id(), code).await?;
+                Ok(Observed::Exited(handle(0), exit))
+            }
+        }
+    }
+}

@@ -1,0 +1,345 @@
+//! The files that swarmd keeps for a task: its output, and what it sees as `/etc/hosts`,
+//! `/etc/resolv.conf` and `/etc/hostname`.
+//!
+//! ```text
+//! STATE/tasks/<task>/stdout.log stderr.log   output, appended by the shim: survives swarmd
+//! STATE/tasks/<task>/stdout.log.1 …          what was before, of a container that writes much
+//! STATE/tasks/<task>/hosts resolv.conf hostname
+//! STATE/tasks/<task>/volumes/<n>/data        anonymous volumes
+//! STATE/volumes/<name>/data                  named volumes: stay when tasks go
+//! ```
+
+use std::fmt::Write as _;
+use std::io::{self, Read as _, Seek as _};
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+
+use swarm_proto::pb;
+
+use super::support::Network;
+use crate::error::Error;
+
+/// Output of one stream that is kept; when a file is larger, its newest part is kept beside it
+/// and it begins anew. So a container holds at most four times this.
+pub(super) const OUTPUT_MAX: u64 = 32 << 20;
+
+/// Where one node keeps its tasks' files.
+#[derive(Debug, Clone)]
+pub(super) struct Files {
+    state: PathBuf,
+}
+
+/// The files of one task.
+#[derive(Debug, Clone)]
+pub(super) struct TaskFiles {
+    pub dir: PathBuf,
+    pub stdout: PathBuf,
+    pub stderr: PathBuf,
+    pub hosts: PathBuf,
+    pub resolv: PathBuf,
+    pub hostname: PathBuf,
+    pub volumes: PathBuf,
+    /// An empty directory to mount on.
+    pub mountpoint: PathBuf,
+}
+
+impl Files {
+    pub(super) fn new(state: PathBuf) -> Self {
+        Self { state }
+    }
+
+    pub(super) fn named_volumes(&self) -> PathBuf {
+        self.state.join("volumes")
+    }
+
+    pub(super) fn of(&self, task_id: &str) -> TaskFiles {
+        let dir = self.state.join("tasks").join(task_id);
+        TaskFiles {
+            stdout: dir.join("stdout.log"),
+            stderr: dir.join("stderr.log"),
+            hosts: dir.join("hosts"),
+            resolv: dir.join("resolv.conf"),
+            hostname: dir.join("hostname"),
+            volumes: dir.join("volumes"),
+            mountpoint: dir.join("rootfs"),
+            dir,
+        }
+    }
+
+    /// Ids of the tasks that have files.
+    pub(super) fn tasks(&self) -> io::Result<Vec<String>> {
+        let entries = match std::fs::read_dir(self.state.join("tasks")) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(error),
+        };
+        let name = |entry: io::Result<std::fs::DirEntry>| {
+            entry.map(|entry| entry.file_name().to_string_lossy().into_owned())
+        };
+        entries.map(name).collect()
+    }
+
+    /// Removes the directory of all tasks, if nothing is left in it.
+    pub(super) fn remove_empty(&self) {
+        for dir in [self.state.join("tasks"), self.named_volumes()] {
+            if dir.is_dir()
+                && let Err(error) = std::fs::remove_dir(&dir)
+            {
+                tracing::debug!(path = %dir.display(), %error, "directory stays");
+            }
+        }
+    }
+}
+
+impl TaskFiles {
+    /// Makes the directory and the empty output files.
+    pub(super) fn create(&self) -> Result<(), Error> {
+        let create = || -> io::Result<()> {
+            std::fs::create_dir_all(&self.mountpoint)?;
+            for output in [&self.stdout, &self.stderr] {
+                std::fs::OpenOptions::new()
+                    .create(true)
+                    .append(true)
+                    .open(output)?;
+            }
+            Ok(())
+        };
+        create().map_err(|error| self.failed(&error))
+    }
+
+    /// Writes hosts, resolv.conf and hostname.
+    pub(super) fn write(&self, names: &Names<'_>) -> Result<(), Error> {
+        let hosts = hosts(names)?;
+        let write = || -> io::Result<()> {
+            std::fs::write(&self.hosts, hosts)?;
+            std::fs::write(&self.resolv, resolv(names))?;
+            std::fs::write(&self.hostname, format!("{}\n", names.hostname))
+        };
+        write().map_err(|error| self.failed(&error))
+    }
+
+    /// Keeps the output files from growing without end.
+    ///
+    /// The shim appends, so a file that is cut to nothing is written on from its start. What
+    /// arrives between copy and cut is lost: some lines of a container that wrote 32 MiB.
+    pub(super) fn trim(&self, limit: u64) -> io::Result<()> {
+        for path in [&self.stdout, &self.stderr] {
+            let length = match std::fs::metadata(path) {
+                Ok(metadata) => metadata.len(),
+                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
+                Err(error) => return Err(error),
+            };
+            if length <= limit {
+                continue;
+            }
+            let mut file = std::fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(path)?;
+            file.seek(io::SeekFrom::Start(length - limit))?;
+            let older = path.with_extension("log.1");
+            io::copy(
+                &mut (&mut file).take(limit),
+                &mut std::fs::File::create(older)?,
+            )?;
+            file.set_len(0)?;
+        }
+        Ok(())
+    }
+
+    pub(super) fn exist(&self) -> bool {
+        self.dir.exists()
+    }
+
+    /// Removes everything of the task.
+    pub(super) fn remove(&self) -> Result<(), Error> {
+        match std::fs::remove_dir_all(&self.dir) {
+            Ok(()) => Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(self.failed(&error)),
+        }
+    }
+
+    fn failed(&self, error: &io::Error) -> Error {
+        let text = format!("task files in {}: {error}", self.dir.display());
+        if matches!(
+            error.kind(),
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+        ) {
+            // The operator can make room; the task is not at fault.
+            return Error::Temporary(text);
+        }
+        Error::Fatal(text)
+    }
+}
+
+/// What a container is to know of names.
+#[derive(Debug)]
+pub(super) struct Names<'a> {
+    pub hostname: &'a str,
+    pub container: &'a pb::ContainerSpec,
+    pub network: Network,
+    pub address: Option<Ipv4Addr>,
+    /// The node's own files.
+    pub node_hosts: &'a str,
+    pub node_resolv: &'a str,
+}
+
+fn hosts(names: &Names<'_>) -> Result<String, Error> {
+    let mut text = match names.network {
+        // Who shares the node's network shares its names.
+        Network::Host => names.node_hosts.to_owned(),
+        Network::Isolated | Network::Bridged => "127.0.0.1\tlocalhost\n\
+            ::1\tlocalhost ip6-localhost ip6-loopback\n\
+            fe00::\tip6-localnet\nff00::\tip6-mcastprefix\n\
+            ff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n"
+            .to_owned(),
+    };
+    if !text.is_empty() && !text.ends_with('\n') {
+        text.push('\n');
+    }
+    for entry in &names.container.hosts {
+        let mut words = entry.split_whitespace();
+        let address = words.next().and_then(|word| word.parse::<IpAddr>().ok());
+        let rest: Vec<&str> = words.collect();
+        let (Some(address), false) = (address, rest.is_empty()) else {
+            return Err(Error::Fatal(format!(
+                "host entry {entry:?}: give ADDRESS NAME"
+            )));
+        };
+        // Writing to a string can't fail.
+        let _ = writeln!(text, "{address}\t{}", rest.join(" "));
+    }
+    if let Some(address) = names.address {
+        let _ = writeln!(text, "{address}\t{}", names.hostname);
+    }
+    Ok(text)
+}
+
+fn resolv(names: &Names<'_>) -> String {
+    let config = names.container.dns_config.clone().unwrap_or_default();
+    let of_node = |keyword: &str| -> Vec<String> {
+        let lines = names.node_resolv.lines().filter_map(|line| {
+            line.trim()
+                .strip_prefix(keyword)
+                .filter(|rest| rest.starts_with([' ', '\t']))
+        });
+        lines.map(|rest| rest.trim().to_owned()).collect()
+    };
+    // A resolver on the node's loopback is out of reach from another network namespace.
+    let reachable = |server: &String| {
+        names.network == Network::Host
+            || !server
+                .parse::<IpAddr>()
+                .is_ok_and(|address| address.is_loopback())
+    };
+    let or =
+        |given: Vec<String>, of_node: Vec<String>| if given.is_empty() { of_node } else { given };
+    let servers = or(
+        config.nameservers,
+        of_node("nameserver")
+            .into_iter()
+            .filter(reachable)
+            .collect(),
+    );
+    let search = or(config.search, of_node("search"));
+    let options = or(config.options, of_node("options"));
+    let mut text = String::new();
+    for server in servers {
+        let _ = writeln!(text, "nameserver {server}");
+    }
+    if !search.is_empty() {
+        let _ = writeln!(text, "search {}", search.join(" "));
+    }
+    if !options.is_empty() {
+        let _ = writeln!(text, "options {}", options.join(" "));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_as_the_task_sees_them() {
+        let container = pb::ContainerSpec {
+            hosts: vec!["10.0.0.9 db db.test".to_owned()],
+            ..Default::default()
+        };
+        let mut names = Names {
+            hostname: "box",
+            container: &container,
+            network: Network::Bridged,
+            address: Some(Ipv4Addr::new(172, 30, 0, 2)),
+            node_hosts: "1.2.3.4 node",
+            node_resolv: "# c\nnameserver 127.0.0.53\nnameserver 9.9.9.9\nsearch a b\n",
+        };
+        let text = hosts(&names).unwrap();
+        assert!(text.contains("127.0.0.1\tlocalhost\n"), "{text}");
+        assert!(
+            text.ends_with("10.0.0.9\tdb db.test\n172.30.0.2\tbox\n"),
+            "{text}"
+        );
+        assert_eq!(resolv(&names), "nameserver 9.9.9.9\nsearch a b\n");
+        names.network = Network::Host;
+        assert!(hosts(&names).unwrap().starts_with("1.2.3.4 node\n"));
+        assert!(resolv(&names).starts_with("nameserver 127.0.0.53\n"));
+    }
+
+    #[test]
+    fn dns_settings_replace_the_nodes() {
+        let container = pb::ContainerSpec {
+            dns_config: Some(pb::container_spec::DnsConfig {
+                nameservers: vec!["1.1.1.1".to_owned()],
+                search: vec!["x".to_owned()],
+                options: vec!["ndots:2".to_owned()],
+            }),
+            hosts: vec!["nonsense".to_owned()],
+            ..Default::default()
+        };
+        let names = Names {
+            hostname: "box",
+            container: &container,
+            network: Network::Isolated,
+            address: None,
+            node_hosts: "",
+            node_resolv: "nameserver 9.9.9.9\n",
+        };
+        assert_eq!(
+            resolv(&names),
+            "nameserver 1.1.1.1\nsearch x\noptions ndots:2\n"
+        );
+        assert!(hosts(&names).is_err());
+    }
+
+    #[test]
+    fn output_is_trimmed() {
+        let dir = tempfile::tempdir().unwrap();
+        let task = Files::new(dir.path().to_owned()).of("t1");
+        task.trim(4).unwrap();
+        task.create().unwrap();
+        std::fs::write(&task.stdout, "0123456789").unwrap();
+        std::fs::write(&task.stderr, "0123").unwrap();
+        task.trim(4).unwrap();
+        assert_eq!(std::fs::read_to_string(&task.stdout).unwrap(), "");
+        assert_eq!(
+            std::fs::read_to_string(task.dir.join("stdout.log.1")).unwrap(),
+            "6789"
+        );
+        assert_eq!(std::fs::read_to_string(&task.stderr).unwrap(), "0123");
+    }
+
+    #[test]
+    fn files_come_and_go() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = Files::new(dir.path().to_owned());
+        assert!(files.tasks().unwrap().is_empty());
+        let task = files.of("t1");
+        task.create().unwrap();
+        assert_eq!(files.tasks().unwrap(), ["t1"]);
+        task.remove().unwrap();
+        task.remove().unwrap();
+        assert!(files.tasks().unwrap().is_empty());
+    }
+}

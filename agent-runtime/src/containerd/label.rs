@@ -1,0 +1,64 @@
+//! Labels on what this backend makes in containerd: its memory, which survives swarmd.
+
+use std::collections::BTreeMap;
+
+use crate::executor::Exit;
+
+/// The task that a container or snapshot belongs to.
+pub(super) const TASK_ID: &str = "swarm.task.id";
+/// Stop signal number.
+pub(super) const STOP_SIGNAL: &str = "swarm.stop.signal";
+/// Grace period in milliseconds.
+pub(super) const STOP_GRACE_MS: &str = "swarm.stop.grace-ms";
+/// Memory limit in bytes, for the words on an out-of-memory kill.
+pub(super) const MEMORY_LIMIT: &str = "swarm.memory.limit";
+/// Exit code, set when the container has ended and its task is gone.
+pub(super) const EXIT_CODE: &str = "swarm.exit.code";
+/// `true` beside the exit code when the kernel killed it for memory.
+pub(super) const EXIT_OOM: &str = "swarm.exit.oom";
+/// Address of the container on the node's bridge.
+pub(super) const ADDRESS: &str = "swarm.net.address";
+/// Published ports: `tcp/8080/80,udp/53/53` (protocol, published, target).
+pub(super) const PORTS: &str = "swarm.net.ports";
+
+/// The exit that the labels record, if the container has ended.
+pub(super) fn exit(labels: &BTreeMap<String, String>) -> Option<Exit> {
+    let code = labels.get(EXIT_CODE)?.parse().ok()?;
+    let oom = labels.get(EXIT_OOM).is_some_and(|oom| oom == "true");
+    Some(Exit {
+        code,
+        oom,
+        detail: oom.then(|| limit_text(labels)).flatten(),
+    })
+}
+
+fn limit_text(labels: &BTreeMap<String, String>) -> Option<String> {
+    let limit: u64 = labels.get(MEMORY_LIMIT)?.parse().ok()?;
+    Some(format!(
+        "its memory limit is {} MiB",
+        limit.div_ceil(1 << 20)
+    ))
+}
+
+/// The labels that record an exit.
+pub(super) fn of_exit(code: u32, oom: bool) -> BTreeMap<String, String> {
+    BTreeMap::from([
+        (EXIT_CODE.to_owned(), code.to_string()),
+        (EXIT_OOM.to_owned(), oom.to_string()),
+    ])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn exits_round_trip() {
+        let mut labels = of_exit(137, true);
+        labels.insert(MEMORY_LIMIT.to_owned(), (64 << 20).to_string());
+        let exit = exit(&labels).unwrap();
+        assert_eq!((exit.code, exit.oom), (137, true));
+        assert_eq!(exit.detail.as_deref(), Some("its memory limit is 64 MiB"));
+        assert_eq!(super::exit(&BTreeMap::new()), None);
+    }
+}

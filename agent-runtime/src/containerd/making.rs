@@ -1,0 +1,281 @@
+//! Makes a task's container: root file system, volumes, files, spec, record, process.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+
+use containerd_client::types::Mount;
+use swarm_proto::pb;
+
+use super::account::{self, Account};
+use super::cgroup;
+use super::container::{NewContainer, Output};
+use super::files::Names;
+use super::image::Image;
+use super::label;
+use super::manifest::RunConfig;
+use super::mounts::{self, Copy, Mounts, VolumeDirs};
+use super::network::PortMap;
+use super::node::Node;
+use super::registry;
+use super::rootfs;
+use super::spec::{self, Input};
+use super::support::{self, Network};
+use super::template::{Templates, task_name};
+use crate::error::Error;
+use crate::executor::TaskOrder;
+
+/// Makes the container of one task.
+#[derive(Debug)]
+pub(super) struct Making {
+    pub node: Arc<Node>,
+    pub order: TaskOrder,
+}
+
+impl Making {
+    fn id(&self) -> &str {
+        &self.order.task.id
+    }
+
+    fn templates(&self) -> Templates<'_> {
+        Templates {
+            task: &self.order.task,
+            node: &self.order.node,
+        }
+    }
+
+    /// Refuses what can't be run, and makes the image ready.
+    pub(super) async fn image(&self) -> Result<Image, Error> {
+        let task = &self.order.task;
+        let container = support::container(task)?;
+        support::network(task, &support::host_ports(task)?)?;
+        let auth = container
+            .pull_options
+            .as_ref()
+            .map_or("", |options| &options.registry_auth);
+        self.node
+            .images
+            .ensure(&container.image, registry::credentials(auth)?)
+            .await
+    }
+
+    /// Makes the container; all or nothing.
+    pub(super) async fn make(&self, image: Image) -> Result<Option<String>, Error> {
+        match self.container(image).await {
+            Ok(notice) => Ok(notice),
+            Err(error) => {
+                if let Err(left) = self.node.remove(self.id()).await {
+                    tracing::warn!(task.id = self.id(), error = %left, "half-made container stays");
+                }
+                Err(error)
+            }
+        }
+    }
+
+    async fn container(&self, image: Image) -> Result<Option<String>, Error> {
+        let task = &self.order.task;
+        let container = support::container(task)?;
+        let ports = support::host_ports(task)?;
+        let network = support::network(task, &ports)?;
+        let files = self.node.files.of(self.id());
+        files.create()?;
+        let root = self
+            .node
+            .snapshots
+            .prepare_root(self.id(), &image.chain)
+            .await?;
+        let root = root.ok_or_else(|| {
+            self.node.images.forget(&image);
+            Error::Temporary(format!(
+                "image {}: its layers are gone, they are put in again",
+                image.name
+            ))
+        })?;
+        let run = &image.config.config;
+        let address = match network {
+            Network::Bridged => Some(self.node.network.reserve(self.id()).await?),
+            Network::Host | Network::Isolated => None,
+        };
+        let names = Names {
+            hostname: &spec::hostname(container, self.id(), &self.templates())?,
+            container,
+            network,
+            address,
+            node_hosts: &read_or_empty("/etc/hosts"),
+            node_resolv: &read_or_empty("/etc/resolv.conf"),
+        };
+        files.write(&names)?;
+        let mounts = self.mounts(container, run)?;
+        let account = self.look_inside(&root, mounts.copies, run).await?;
+        let spec = self.spec(&names, run, &account, mounts.oci)?;
+        let mut labels = self.labels(container, run)?;
+        if let Some(address) = address {
+            labels.insert(label::ADDRESS.to_owned(), address.to_string());
+        }
+        if network == Network::Host && !ports.is_empty() {
+            labels.insert(label::PORTS.to_owned(), PortMap::shared(&ports).to_string());
+        }
+        let (id, image_name) = (self.id(), &image.name);
+        let new = NewContainer {
+            id,
+            image: image_name,
+            labels,
+            spec: &spec,
+        };
+        self.node.containers.create(new).await?;
+        let output = Output {
+            stdout: &files.stdout,
+            stderr: &files.stderr,
+        };
+        let pid = self.process(&image, root, &output).await?;
+        if let Some(address) = address {
+            self.node.network.attach(id, pid, address).await?;
+        }
+        Ok(image.notice)
+    }
+
+    async fn process(
+        &self,
+        image: &Image,
+        root: Vec<Mount>,
+        output: &Output<'_>,
+    ) -> Result<u32, Error> {
+        let _slot = self.node.making.acquire().await;
+        let created = self
+            .node
+            .containers
+            .create_process(self.id(), root, output)
+            .await;
+        // runc's words are what the operator needs; what is around them is ours.
+        created.map_err(|failure| plain_create_error(image, failure.into()))
+    }
+
+    fn mounts(&self, container: &pb::ContainerSpec, run: &RunConfig) -> Result<Mounts, Error> {
+        let volumes: Vec<&str> = run
+            .volumes
+            .iter()
+            .flatten()
+            .map(|(path, _)| &**path)
+            .collect();
+        let files = self.node.files.of(self.id());
+        let dirs = VolumeDirs {
+            named: &self.node.files.named_volumes(),
+            anonymous: &files.volumes,
+        };
+        mounts::plan(container, &volumes, &self.templates(), &dirs)
+    }
+
+    fn spec(
+        &self,
+        names: &Names<'_>,
+        run: &RunConfig,
+        account: &Account,
+        mounts: Vec<serde_json::Value>,
+    ) -> Result<serde_json::Value, Error> {
+        let files = self.node.files.of(self.id());
+        let mut all_mounts = vec![
+            mounts::file(&files.hosts, "/etc/hosts"),
+            mounts::file(&files.resolv, "/etc/resolv.conf"),
+            mounts::file(&files.hostname, "/etc/hostname"),
+        ];
+        all_mounts.extend(mounts);
+        spec::build(&Input {
+            task: &self.order.task,
+            container: names.container,
+            image: run,
+            templates: self.templates(),
+            account,
+            hostname: names.hostname,
+            mounts: all_mounts,
+            netns: (names.network == Network::Host).then(|| self.node.network.node_netns()),
+            cgroup: cgroup::path(self.node.client.namespace(), self.id()),
+            cgroup_v2: cgroup::only_v2(),
+        })
+    }
+
+    /// Fills new volumes and finds out who the user is, where that needs the image's files.
+    async fn look_inside(
+        &self,
+        root: &[Mount],
+        copies: Vec<Copy>,
+        run: &RunConfig,
+    ) -> Result<Account, Error> {
+        let container = support::container(&self.order.task)?;
+        let user = match container.user.as_str() {
+            "" => run.user.clone().unwrap_or_default(),
+            given => given.to_owned(),
+        };
+        let groups = container.groups.clone();
+        if copies.is_empty() && !account::needs_files(&user, &groups) {
+            return account::resolve(&user, &groups, "", "");
+        }
+        // Two tasks that are the first to use a volume must not both fill it.
+        let _filling = self.node.filling.lock().await;
+        let at = self.node.files.of(self.id()).mountpoint;
+        rootfs::look(root.to_vec(), at, move |root| {
+            for copy in &copies {
+                if copy.data.exists() {
+                    continue;
+                }
+                root.copy_out(&copy.from, &copy.incoming)?;
+                std::fs::rename(&copy.incoming, &copy.data).map_err(|error| {
+                    Error::Fatal(format!("volume {}: {error}", copy.data.display()))
+                })?;
+            }
+            account::resolve(
+                &user,
+                &groups,
+                &root.text("etc/passwd")?,
+                &root.text("etc/group")?,
+            )
+        })
+        .await
+    }
+
+    fn labels(
+        &self,
+        container: &pb::ContainerSpec,
+        run: &RunConfig,
+    ) -> Result<BTreeMap<String, String>, Error> {
+        let task = &self.order.task;
+        let stop = spec::stop(container, run)?;
+        let mut labels = container.labels.clone();
+        let service = task.service_annotations.clone().unwrap_or_default();
+        let limits = task.spec.as_ref().and_then(|spec| spec.resources.as_ref());
+        let limit = limits.and_then(|resources| resources.limits.as_ref());
+        let swarm = [
+            ("com.docker.swarm.task", String::new()),
+            ("com.docker.swarm.task.id", task.id.clone()),
+            ("com.docker.swarm.task.name", task_name(task)),
+            ("com.docker.swarm.node.id", self.order.node.id.clone()),
+            ("com.docker.swarm.service.id", task.service_id.clone()),
+            ("com.docker.swarm.service.name", service.name),
+            (label::TASK_ID, task.id.clone()),
+            (label::STOP_SIGNAL, stop.signal.to_string()),
+            (label::STOP_GRACE_MS, stop.grace.as_millis().to_string()),
+        ];
+        labels.extend(swarm.map(|(name, value)| (name.to_owned(), value)));
+        if let Some(limit) = limit.filter(|limit| limit.memory_bytes > 0) {
+            labels.insert(
+                label::MEMORY_LIMIT.to_owned(),
+                limit.memory_bytes.to_string(),
+            );
+        }
+        Ok(labels)
+    }
+}
+
+fn plain_create_error(image: &Image, error: Error) -> Error {
+    match error {
+        Error::Fatal(text) => {
+            let words = text.rsplit("runc create failed: ").next().unwrap_or(&text);
+            let words = words.strip_suffix(": unknown").unwrap_or(words);
+            Error::Fatal(format!("container of image {}: {words}", image.name))
+        }
+        other @ (Error::Temporary(_) | Error::Unavailable { .. }) => other,
+    }
+}
+
+fn read_or_empty(path: &str) -> String {
+    std::fs::read_to_string(Path::new(path)).unwrap_or_default()
+}

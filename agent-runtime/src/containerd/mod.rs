@@ -1,0 +1,297 @@
+//! Runs tasks on plain containerd, 1.6 or later.
+//!
+//! ```text
+//! prepare   image (registry -> content store -> snapshots) -> root file system -> spec -> created process
+//! start     published ports -> start        wait   exit code, out of memory -> labels -> shim freed
+//! shutdown  ports back -> stop signal -> grace -> kill        remove   everything of the task
+//! ```
+//!
+//! Invariants: one containerd namespace a node, and nothing outside of it is touched; containerd
+//! is the truth about containers (labels carry what it has no field for), so swarmd can end at any
+//! moment and a new one goes on; a container's output goes to files through its shim, not through
+//! swarmd; every wait has a limit, except the one for a container's end.
+//!
+//! | file | what |
+//! |---|---|
+//! | `client` `lease` `content` `snapshot` `container` | containerd's services |
+//! | `registry` `manifest` `image` | pulling, once for all who want the same |
+//! | `spec` `security` `seccomp` `mounts` `account` `template` `support` | pure: from the task to the runtime spec |
+//! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
+//! | `files` `rootfs` `cgroup` `label` | what lies on the host |
+//! | `making` | from the task to a created container |
+//! | `controller` | the [`Controller`] over all of it |
+
+mod account;
+mod cgroup;
+mod client;
+mod container;
+mod content;
+mod controller;
+mod files;
+mod image;
+mod label;
+mod lease;
+mod making;
+mod manifest;
+mod mounts;
+mod nat;
+mod netlink;
+mod netns;
+mod network;
+mod node;
+mod registry;
+mod rootfs;
+mod seccomp;
+mod security;
+mod snapshot;
+mod spec;
+mod support;
+mod template;
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use containerd_client::services::v1::DeleteNamespaceRequest;
+use containerd_client::services::v1::namespaces_client::NamespacesClient;
+use futures::stream::{StreamExt as _, TryStreamExt as _};
+use swarm_proto::pb;
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+
+use client::{CALL_MAX, Client, or_absent};
+use controller::ContainerdController;
+use node::Node;
+
+use crate::error::Error;
+use crate::executor::{Controller, Executor, TaskOrder};
+
+/// How long containerd may take to say that it is there.
+const PROBE_MAX: Duration = Duration::from_secs(3);
+/// Containers ended at the same time when the node is emptied.
+const DISCARDS_AT_ONCE: usize = 32;
+/// A namespace can be deleted once containerd has collected what was in it: some tries are needed.
+const NAMESPACE_TRIES: u32 = 50;
+const NAMESPACE_PAUSE: Duration = Duration::from_millis(100);
+
+/// Where containerd is and how this node uses it.
+#[derive(Debug, Clone)]
+pub struct ContainerdConfig {
+    /// `unix:///run/containerd/containerd.sock`, or a path.
+    pub address: String,
+    /// The containerd namespace of this node alone. Several nodes on one host need different ones.
+    pub namespace: String,
+    /// Absolute path for the node's files: output, volumes, generated files. containerd must see
+    /// it under the same path.
+    pub state_dir: PathBuf,
+    /// The network namespace of this node, as a path that containerd sees. `None`: the one that
+    /// this process runs in.
+    pub node_netns: Option<PathBuf>,
+    /// Registries that may answer over plain HTTP or with any certificate: `host`, `host:port`,
+    /// address or CIDR. Loopback addresses always may, as in Docker.
+    pub insecure_registries: Vec<String>,
+    /// PEM file with a CA that registries are trusted by, besides the system's.
+    pub registry_ca: Option<PathBuf>,
+    /// Engine labels that the node reports.
+    pub engine_labels: std::collections::BTreeMap<String, String>,
+    /// Generic resources that the node reports.
+    pub generic_resources: Vec<pb::GenericResource>,
+}
+
+impl ContainerdConfig {
+    /// A configuration with only what must be given.
+    #[must_use]
+    pub fn new(address: &str, namespace: &str, state_dir: PathBuf) -> Self {
+        Self {
+            address: address.to_owned(),
+            namespace: namespace.to_owned(),
+            state_dir,
+            node_netns: None,
+            insecure_registries: Vec::new(),
+            registry_ca: None,
+            engine_labels: std::collections::BTreeMap::new(),
+            generic_resources: Vec::new(),
+        }
+    }
+
+    fn node_netns(&self) -> PathBuf {
+        // By number, not `self`: runc reads the path in its own process.
+        let own = || PathBuf::from(format!("/proc/{}/ns/net", std::process::id()));
+        self.node_netns.clone().unwrap_or_else(own)
+    }
+}
+
+/// Runs tasks on containerd.
+#[derive(Debug)]
+pub struct ContainerdExecutor {
+    node: Arc<Node>,
+    config: ContainerdConfig,
+    returns: client::Returns,
+    /// How many returns of containerd were told to the agent.
+    told: Mutex<u64>,
+    /// Watches the connection; ends with this.
+    _monitor: JoinSet<()>,
+}
+
+impl ContainerdExecutor {
+    /// Connects to containerd, makes the node's namespace and takes over what an earlier swarmd
+    /// left in it.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when containerd does not answer within 3 s.
+    pub async fn connect(config: ContainerdConfig) -> Result<Arc<dyn Executor>, Error> {
+        if !config.state_dir.is_absolute() {
+            return Err(Error::Fatal(format!(
+                "state directory {}: containerd needs an absolute path",
+                config.state_dir.display()
+            )));
+        }
+        // For HTTPS to registries; a provider that the process has installed already stays.
+        let _ = rustls::crypto::ring::default_provider().install_default();
+        let node = Arc::new(Node::new(&config)?);
+        node.client.version(PROBE_MAX).await?;
+        node.client.ensure_namespace().await?;
+        lease::delete_all(&node.client).await?;
+        let containers = node.containers.list().await?;
+        let labels = containers
+            .into_iter()
+            .map(|container| (container.id, container.labels));
+        node.network.restore(labels).await?;
+        let (sender, returns) = watch::channel(0);
+        let mut monitor = JoinSet::new();
+        monitor.spawn(client::monitor(node.client.clone(), sender));
+        Ok(Arc::new(Self {
+            node,
+            config,
+            returns,
+            told: Mutex::new(0),
+            _monitor: monitor,
+        }))
+    }
+
+    /// containerd's version, if it answers at `address` within 3 s. Changes nothing.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when it does not.
+    pub async fn probe(address: &str) -> Result<String, Error> {
+        Ok(Client::new(address, "swarm")?.version(PROBE_MAX).await?)
+    }
+
+    async fn delete_namespace(&self) -> Result<(), Error> {
+        let client = &self.node.client;
+        let mut last = None;
+        for _ in 0..NAMESPACE_TRIES {
+            let request = client.request(DeleteNamespaceRequest {
+                name: self.config.namespace.clone(),
+            });
+            let mut rpc = NamespacesClient::new(client.channel());
+            match or_absent(
+                client
+                    .call("delete namespace", CALL_MAX, rpc.delete(request))
+                    .await,
+            ) {
+                Ok(_) => return Ok(()),
+                Err(failure @ client::Failure::Refused { .. }) => last = Some(failure),
+                Err(failure) => return Err(failure.into()),
+            }
+            tokio::time::sleep(NAMESPACE_PAUSE).await;
+        }
+        last.map_or(Ok(()), |failure| Err(failure.into()))
+    }
+}
+
+#[tonic::async_trait]
+impl Executor for ContainerdExecutor {
+    fn name(&self) -> &'static str {
+        "containerd"
+    }
+
+    async fn describe(&self) -> Result<pb::NodeDescription, Error> {
+        let version = self.node.client.version(CALL_MAX).await?;
+        Ok(pb::NodeDescription {
+            platform: Some(crate::host::platform()),
+            resources: Some(pb::Resources {
+                generic: self.config.generic_resources.clone(),
+                ..crate::host::resources()
+            }),
+            engine: Some(pb::EngineDescription {
+                engine_version: format!("containerd {version}"),
+                labels: self.config.engine_labels.clone(),
+                plugins: crate::plugins::builtin(),
+            }),
+            ..Default::default()
+        })
+    }
+
+    async fn controller(&self, order: TaskOrder) -> Result<Box<dyn Controller>, Error> {
+        Ok(Box::new(ContainerdController::new(
+            Arc::clone(&self.node),
+            order,
+        )))
+    }
+
+    async fn held(&self) -> Result<Vec<String>, Error> {
+        let mut held = BTreeSet::new();
+        held.extend(
+            self.node
+                .containers
+                .list()
+                .await?
+                .into_iter()
+                .map(|container| container.id),
+        );
+        held.extend(self.node.snapshots.tasks().await?);
+        let files = self.node.files.tasks().map_err(|error| {
+            Error::Fatal(format!(
+                "task files in {}: {error}",
+                self.config.state_dir.display()
+            ))
+        })?;
+        held.extend(files);
+        Ok(held.into_iter().collect())
+    }
+
+    async fn discard(&self, task_id: &str) -> Result<(), Error> {
+        self.node.stop(task_id).await?;
+        self.node.remove(task_id).await
+    }
+
+    async fn healthy(&self) -> Result<(), Error> {
+        let mut returns = self.returns.clone();
+        let told = *self.told.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = returns
+            .wait_for(|count| *count > told)
+            .await
+            .map(|count| *count);
+        match count {
+            Ok(count) => {
+                *self.told.lock().unwrap_or_else(PoisonError::into_inner) = count;
+                Ok(())
+            }
+            // The monitor lives as long as this does.
+            Err(_) => std::future::pending().await,
+        }
+    }
+
+    async fn purge(&self) -> Result<(), Error> {
+        let held = self.held().await?;
+        let mut ends = Vec::with_capacity(held.len());
+        for task in &held {
+            ends.push(self.discard(task));
+        }
+        // Together, because each may take its whole grace period.
+        futures::stream::iter(ends)
+            .buffer_unordered(DISCARDS_AT_ONCE)
+            .try_collect::<()>()
+            .await?;
+        self.node.images.remove_all().await?;
+        lease::delete_all(&self.node.client).await?;
+        self.node.snapshots.remove_all().await?;
+        self.node.network.purge().await?;
+        self.delete_namespace().await?;
+        cgroup::remove_parents(&self.config.namespace);
+        self.node.files.remove_empty();
+        Ok(())
+    }
+}

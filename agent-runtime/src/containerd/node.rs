@@ -1,0 +1,199 @@
+//! What all tasks of one node share: the parts of this backend, wired up; and the end of a
+//! container, which needs no controller.
+
+use std::time::Duration;
+
+use super::ContainerdConfig;
+use super::cgroup::{self, Left};
+use super::client::{Client, Failure};
+use super::container::{Containers, Process, Target};
+use super::files::{Files, OUTPUT_MAX};
+use super::image::Images;
+use super::label;
+use super::network::NodeNetwork;
+use super::registry::RegistryRules;
+use super::snapshot::Snapshots;
+use super::spec;
+use crate::error::Error;
+use crate::executor::Exit;
+
+const SIGKILL: u32 = 9;
+/// Exit code of a process that SIGKILL ended.
+const KILLED: u32 = 137;
+/// The kernel ends a killed process at once, unless it hangs in a dead disk or network mount.
+const KILL_MAX: Duration = Duration::from_secs(30);
+/// A killed process gives its cgroup up within milliseconds: five seconds in all.
+const CGROUP_TRIES: u32 = 250;
+const CGROUP_PAUSE: Duration = Duration::from_millis(20);
+/// A container that writes 100 MB/s is 1.5 GB over the limit by then.
+const OUTPUT_LOOK: Duration = Duration::from_secs(15);
+
+/// The parts, for one containerd namespace and one state directory.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub client: Client,
+    pub containers: Containers,
+    pub snapshots: Snapshots,
+    pub images: Images,
+    pub files: Files,
+    pub network: NodeNetwork,
+    /// Held while a new volume is filled.
+    pub filling: tokio::sync::Mutex<()>,
+    /// How many containers runc may make at the same time.
+    pub making: tokio::sync::Semaphore,
+}
+
+/// Making a container is processor time for the most part: more at once only makes each one later.
+fn making() -> usize {
+    const PER_PROCESSOR: usize = 4;
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    processors * PER_PROCESSOR
+}
+
+impl Node {
+    pub(super) fn new(config: &ContainerdConfig) -> Result<Self, Error> {
+        let client = Client::new(&config.address, &config.namespace)?;
+        let rules = RegistryRules {
+            insecure: config.insecure_registries.clone(),
+            ca: config.registry_ca.clone(),
+        };
+        Ok(Self {
+            containers: Containers::new(client.clone()),
+            snapshots: Snapshots::new(client.clone()),
+            images: Images::new(client.clone(), rules),
+            files: Files::new(config.state_dir.clone()),
+            network: NodeNetwork::new(&config.namespace, config.node_netns()),
+            client,
+            filling: tokio::sync::Mutex::default(),
+            making: tokio::sync::Semaphore::new(making()),
+        })
+    }
+}
+
+impl Node {
+    /// The exit that was recorded for a task whose process is gone.
+    pub(super) async fn exit_recorded(&self, id: &str) -> Result<Option<Exit>, Error> {
+        let container = self.containers.get(id).await?;
+        Ok(container.and_then(|container| label::exit(&container.labels)))
+    }
+
+    /// Waits for the end of a container's process, and looks after its output meanwhile.
+    pub(super) async fn wait(&self, id: &str) -> Result<u32, Failure> {
+        let files = self.files.of(id);
+        let mut looks = tokio::time::interval(OUTPUT_LOOK);
+        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+        let mut end = std::pin::pin!(self.containers.wait(id));
+        loop {
+            tokio::select! {
+                // The end first: it is what is waited for.
+                biased;
+                end = &mut end => return end,
+                _ = looks.tick() => {
+                    if let Err(error) = files.trim(OUTPUT_MAX) {
+                        tracing::warn!(task.id = id, %error, "output is not trimmed");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Records how a process ended and frees what it held: ports, shim, cgroup.
+    pub(super) async fn conclude(&self, id: &str, code: u32) -> Result<Exit, Error> {
+        self.network.unpublish(id).await?;
+        let oom = code == KILLED && cgroup::oom_kills(self.client.namespace(), id) > 0;
+        self.containers.label(id, label::of_exit(code, oom)).await?;
+        self.containers.delete_process(id).await?;
+        let exit = self.exit_recorded(id).await?;
+        Ok(exit.unwrap_or(Exit {
+            code,
+            oom,
+            detail: None,
+        }))
+    }
+
+    /// Stops the container of a task as its labels say, killing it after the grace period.
+    pub(super) async fn stop(&self, id: &str) -> Result<(), Error> {
+        let Some(container) = self.containers.get(id).await? else {
+            return Ok(());
+        };
+        match self.containers.process(id).await? {
+            Process::Absent => return Ok(()),
+            Process::Stopped { code } => return self.conclude(id, code).await.map(drop),
+            // It never ran, so there is nobody to ask.
+            Process::Created { .. } => {}
+            Process::Running { .. } => {
+                // New connections go elsewhere before the container learns of its end.
+                self.network.unpublish(id).await?;
+                let number = |name: &str| {
+                    container
+                        .labels
+                        .get(name)
+                        .and_then(|text| text.parse().ok())
+                };
+                let default = spec::Stop::default();
+                let signal = number(label::STOP_SIGNAL)
+                    .and_then(|signal| u32::try_from(signal).ok())
+                    .unwrap_or(default.signal);
+                let grace =
+                    number(label::STOP_GRACE_MS).map_or(default.grace, Duration::from_millis);
+                self.containers.kill(id, signal, Target::Init).await?;
+                if let Some(code) = self.ended_within(id, grace).await? {
+                    return self.conclude(id, code).await.map(drop);
+                }
+            }
+        }
+        self.containers.kill(id, SIGKILL, Target::All).await?;
+        match self.ended_within(id, KILL_MAX).await? {
+            Some(code) => self.conclude(id, code).await.map(drop),
+            None => Err(Error::Temporary(format!(
+                "task {id}: its container does not end {KILL_MAX:?} after it was killed"
+            ))),
+        }
+    }
+
+    async fn ended_within(&self, id: &str, limit: Duration) -> Result<Option<u32>, Error> {
+        match tokio::time::timeout(limit, self.containers.wait(id)).await {
+            Ok(Ok(code)) => Ok(Some(code)),
+            // Somebody else saw the end and removed the process.
+            Ok(Err(failure)) if failure.is_absent() => Ok(Some(KILLED)),
+            Ok(Err(failure)) => Err(failure.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// Removes everything there is of a task. What runs is killed.
+    pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
+        self.network.unpublish(id).await?;
+        match self.containers.process(id).await? {
+            Process::Absent => {}
+            Process::Stopped { .. } => self.containers.delete_process(id).await?,
+            Process::Created { .. } | Process::Running { .. } => {
+                self.containers.kill(id, SIGKILL, Target::All).await?;
+                if self.ended_within(id, KILL_MAX).await?.is_none() {
+                    return Err(Error::Temporary(format!(
+                        "task {id}: its container does not end {KILL_MAX:?} after it was killed"
+                    )));
+                }
+                self.containers.delete_process(id).await?;
+            }
+        }
+        self.clear_cgroup(id).await?;
+        self.containers.delete(id).await?;
+        self.snapshots.remove_root(id).await?;
+        self.network.release(id);
+        self.files.of(id).remove()
+    }
+
+    /// Ends what runs in a task's cgroup without containerd knowing of it, and removes the cgroup.
+    pub(super) async fn clear_cgroup(&self, id: &str) -> Result<(), Error> {
+        for _ in 0..CGROUP_TRIES {
+            if cgroup::clear(self.client.namespace(), id) == Left::Nothing {
+                return Ok(());
+            }
+            tokio::time::sleep(CGROUP_PAUSE).await;
+        }
+        Err(Error::Temporary(format!(
+            "task {id}: its cgroup can't be removed, something runs in it"
+        )))
+    }
+}

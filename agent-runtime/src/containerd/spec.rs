@@ -1,0 +1,439 @@
+//! The OCI runtime spec of a task, with Docker's defaults.
+//!
+//! Pure: what it needs of host, image and root file system comes as arguments.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde_json::{Map, Value, json};
+use swarm_proto::pb;
+
+use super::account::Account;
+use super::manifest::RunConfig;
+use super::mounts;
+use super::security::{Security, hidden_paths};
+use super::template::Templates;
+use crate::error::Error;
+
+const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+/// Docker's CPU period in microseconds.
+const CPU_PERIOD_US: i64 = 100_000;
+/// SwarmKit's default grace period.
+const STOP_GRACE: Duration = Duration::from_secs(10);
+/// SIGTERM.
+const STOP_SIGNAL: u32 = 15;
+/// Host names longer than this are refused by the kernel.
+const HOSTNAME_MAX: usize = 64;
+
+/// All that a spec is made of.
+#[derive(Debug)]
+pub(super) struct Input<'a> {
+    pub task: &'a pb::Task,
+    pub container: &'a pb::ContainerSpec,
+    pub image: &'a RunConfig,
+    pub templates: Templates<'a>,
+    pub account: &'a Account,
+    pub hostname: &'a str,
+    pub mounts: Vec<Value>,
+    /// Another network namespace to join; `None` makes one, with loopback up.
+    pub netns: Option<PathBuf>,
+    pub cgroup: String,
+    /// True on hosts with only cgroup v2, where a container gets a cgroup namespace.
+    pub cgroup_v2: bool,
+}
+
+/// Builds the spec.
+pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
+    let security = Security::read(input.container)?;
+    let (masked, read_only) = hidden_paths();
+    let mut all_mounts = mounts::kernel();
+    all_mounts.extend(input.mounts.iter().cloned());
+    let mut linux = json!({
+        "resources": resources(input)?,
+        "cgroupsPath": input.cgroup,
+        "namespaces": namespaces(input),
+        "maskedPaths": masked,
+        "readonlyPaths": read_only,
+        "sysctl": sysctls(input),
+    });
+    set(&mut linux, "seccomp", security.seccomp.clone());
+    set(
+        &mut linux,
+        "mountLabel",
+        security.selinux_label.clone().map(Value::from),
+    );
+    Ok(json!({
+        "ociVersion": "1.0.2",
+        "process": process(input, &security)?,
+        "root": { "path": "rootfs", "readonly": input.container.read_only },
+        "hostname": input.hostname,
+        "mounts": all_mounts,
+        "linux": linux,
+    }))
+}
+
+/// The spec's kernel settings over Docker's: in a network of its own, a container that is not root
+/// may serve low ports and ping.
+fn sysctls(input: &Input<'_>) -> BTreeMap<String, String> {
+    let mut sysctls = BTreeMap::new();
+    if input.netns.is_none() {
+        let defaults = [
+            ("net.ipv4.ip_unprivileged_port_start", "0"),
+            ("net.ipv4.ping_group_range", "0 2147483647"),
+        ];
+        sysctls.extend(defaults.map(|(name, value)| (name.to_owned(), value.to_owned())));
+    }
+    sysctls.extend(input.container.sysctls.clone());
+    sysctls
+}
+
+fn set(object: &mut Value, key: &str, value: Option<Value>) {
+    if let (Some(object), Some(value)) = (object.as_object_mut(), value) {
+        object.insert(key.to_owned(), value);
+    }
+}
+
+fn process(input: &Input<'_>, security: &Security) -> Result<Value, Error> {
+    let account = input.account;
+    let mut process = json!({
+        "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.groups },
+        "args": args(input.container, input.image)?,
+        "env": env(input)?,
+        "cwd": cwd(input.container, input.image),
+        "capabilities": security.capabilities(account.uid),
+        "noNewPrivileges": security.no_new_privileges,
+        "rlimits": rlimits(&input.container.ulimits)?,
+    });
+    let score = input.container.oom_score_adj;
+    set(
+        &mut process,
+        "oomScoreAdj",
+        (score != 0).then(|| json!(score)),
+    );
+    set(
+        &mut process,
+        "selinuxLabel",
+        security.selinux_label.clone().map(Value::from),
+    );
+    Ok(process)
+}
+
+/// The image's entry point and command, as far as the spec does not give its own. A command of
+/// the spec replaces both.
+fn args(container: &pb::ContainerSpec, image: &RunConfig) -> Result<Vec<String>, Error> {
+    let entrypoint = image.entrypoint.clone().unwrap_or_default();
+    let mut args = Vec::new();
+    if container.command.is_empty() {
+        args.extend(entrypoint);
+        if container.args.is_empty() {
+            args.extend(image.cmd.clone().unwrap_or_default());
+        }
+    } else {
+        args.extend(container.command.iter().cloned());
+    }
+    args.extend(container.args.iter().cloned());
+    if args.is_empty() {
+        return Err(Error::Fatal(format!(
+            "image {}: it names no command; give one with the service",
+            container.image
+        )));
+    }
+    Ok(args)
+}
+
+fn cwd(container: &pb::ContainerSpec, image: &RunConfig) -> String {
+    let given = if container.dir.is_empty() {
+        image.working_dir.clone().unwrap_or_default()
+    } else {
+        container.dir.clone()
+    };
+    if given.starts_with('/') {
+        given
+    } else {
+        format!("/{given}")
+    }
+}
+
+/// The image's environment below the spec's, between them what Docker adds.
+fn env(input: &Input<'_>) -> Result<Vec<String>, Error> {
+    let mut env: Vec<String> = Vec::new();
+    put(&mut env, PATH.to_owned());
+    put(&mut env, format!("HOSTNAME={}", input.hostname));
+    for variable in input.image.env.iter().flatten() {
+        put(&mut env, variable.clone());
+    }
+    for (kind, values) in assigned(input.task) {
+        put(
+            &mut env,
+            format!(
+                "DOCKER_RESOURCE_{}={}",
+                kind.to_uppercase(),
+                values.join(",")
+            ),
+        );
+    }
+    for variable in &input.container.env {
+        let name = variable.split('=').next().unwrap_or_default();
+        if name.is_empty() || variable.contains('\0') {
+            return Err(Error::Fatal(format!("env {variable:?}: give NAME=value")));
+        }
+        match variable.split_once('=') {
+            Some((_, value)) => {
+                let value = input.templates.expand(&format!("env {name}"), value)?;
+                put(&mut env, format!("{name}={value}"));
+            }
+            // A name alone removes the image's variable.
+            None => env.retain(|held| !is_of(held, name)),
+        }
+    }
+    if !env.iter().any(|held| is_of(held, "HOME")) {
+        let home = match &input.account.home {
+            Some(home) => home,
+            None if input.account.uid == 0 => "/root",
+            None => "/",
+        };
+        env.push(format!("HOME={home}"));
+    }
+    Ok(env)
+}
+
+fn is_of(variable: &str, name: &str) -> bool {
+    variable
+        .strip_prefix(name)
+        .is_some_and(|rest| rest.starts_with('='))
+}
+
+fn put(env: &mut Vec<String>, variable: String) {
+    let name = variable.split('=').next().unwrap_or_default().to_owned();
+    env.retain(|held| !is_of(held, &name));
+    env.push(variable);
+}
+
+/// Generic resources that were assigned, by kind, in the order given.
+fn assigned(task: &pb::Task) -> Vec<(String, Vec<String>)> {
+    use pb::generic_resource::Resource;
+    let mut kinds: Vec<(String, Vec<String>)> = Vec::new();
+    for resource in &task.assigned_generic_resources {
+        let (kind, value) = match &resource.resource {
+            Some(Resource::NamedResourceSpec(named)) => (named.kind.clone(), named.value.clone()),
+            Some(Resource::DiscreteResourceSpec(discrete)) => {
+                (discrete.kind.clone(), discrete.value.to_string())
+            }
+            None => continue,
+        };
+        match kinds.iter_mut().find(|(held, _)| *held == kind) {
+            Some((_, values)) => values.push(value),
+            None => kinds.push((kind, vec![value])),
+        }
+    }
+    kinds
+}
+
+fn rlimits(ulimits: &[pb::container_spec::Ulimit]) -> Result<Vec<Value>, Error> {
+    const KNOWN: &[&str] = &[
+        "as",
+        "core",
+        "cpu",
+        "data",
+        "fsize",
+        "locks",
+        "memlock",
+        "msgqueue",
+        "nice",
+        "nofile",
+        "nproc",
+        "rss",
+        "rtprio",
+        "rttime",
+        "sigpending",
+        "stack",
+    ];
+    let one = |ulimit: &pb::container_spec::Ulimit| {
+        if !KNOWN.contains(&ulimit.name.as_str()) {
+            return Err(Error::Fatal(format!(
+                "ulimit {}: there is no such limit",
+                ulimit.name
+            )));
+        }
+        // -1 is without limit.
+        let number = |value: i64| u64::try_from(value).unwrap_or(u64::MAX);
+        Ok(
+            json!({ "type": format!("RLIMIT_{}", ulimit.name.to_uppercase()),
+            "soft": number(ulimit.soft), "hard": number(ulimit.hard) }),
+        )
+    };
+    ulimits.iter().map(one).collect()
+}
+
+fn namespaces(input: &Input<'_>) -> Vec<Value> {
+    let mut namespaces: Vec<Value> = ["pid", "ipc", "uts", "mount"]
+        .iter()
+        .map(|kind| json!({ "type": kind }))
+        .collect();
+    namespaces.push(match &input.netns {
+        Some(path) => json!({ "type": "network", "path": path }),
+        None => json!({ "type": "network" }),
+    });
+    if input.cgroup_v2 {
+        namespaces.push(json!({ "type": "cgroup" }));
+    }
+    namespaces
+}
+
+fn resources(input: &Input<'_>) -> Result<Value, Error> {
+    let spec = input
+        .task
+        .spec
+        .as_ref()
+        .and_then(|spec| spec.resources.clone())
+        .unwrap_or_default();
+    let limits = spec.limits.clone().unwrap_or_default();
+    let reservations = spec.reservations.clone().unwrap_or_default();
+    let mut memory = Map::new();
+    let mut cpu = Map::new();
+    if limits.memory_bytes > 0 {
+        memory.insert("limit".to_owned(), json!(limits.memory_bytes));
+    }
+    if reservations.memory_bytes > 0 {
+        memory.insert("reservation".to_owned(), json!(reservations.memory_bytes));
+    }
+    if let Some(swap) = spec.swap_bytes {
+        if limits.memory_bytes <= 0 && swap >= 0 {
+            return Err(Error::Fatal(
+                "a swap limit needs a memory limit beside it".to_owned(),
+            ));
+        }
+        // The kernel's figure counts memory and swap together; -1 is without limit.
+        let both = if swap < 0 {
+            -1
+        } else {
+            limits.memory_bytes.saturating_add(swap)
+        };
+        memory.insert("swap".to_owned(), json!(both));
+    }
+    if let Some(swappiness) = spec.memory_swappiness.filter(|&value| value >= 0) {
+        memory.insert("swappiness".to_owned(), json!(swappiness));
+    }
+    if limits.nano_cpus > 0 {
+        // The kernel takes no quota below a millisecond.
+        let quota = (limits.nano_cpus / (1_000_000_000 / CPU_PERIOD_US)).max(1_000);
+        cpu.insert("quota".to_owned(), json!(quota));
+        cpu.insert("period".to_owned(), json!(CPU_PERIOD_US));
+    }
+    if reservations.nano_cpus > 0 {
+        // 1024 shares are one CPU; two is the least.
+        let shares = (reservations.nano_cpus.saturating_mul(1024) / 1_000_000_000).max(2);
+        cpu.insert("shares".to_owned(), json!(shares));
+    }
+    let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    set(
+        &mut resources,
+        "memory",
+        (!memory.is_empty()).then(|| Value::from(memory)),
+    );
+    set(
+        &mut resources,
+        "cpu",
+        (!cpu.is_empty()).then(|| Value::from(cpu)),
+    );
+    let pids = input.container.pids_limit;
+    set(
+        &mut resources,
+        "pids",
+        (pids > 0).then(|| json!({ "limit": pids })),
+    );
+    Ok(resources)
+}
+
+/// The host name: the spec's, expanded, or the first twelve characters of the task id.
+pub(super) fn hostname(
+    container: &pb::ContainerSpec,
+    task_id: &str,
+    templates: &Templates<'_>,
+) -> Result<String, Error> {
+    if container.hostname.is_empty() {
+        return Ok(task_id.chars().take(12).collect());
+    }
+    let name = templates.expand("hostname", &container.hostname)?;
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    if name.is_empty() || name.len() > HOSTNAME_MAX || !name.chars().all(plain) {
+        return Err(Error::Fatal(format!(
+            "hostname {name:?}: use letters, digits, . - _, at most {HOSTNAME_MAX} of them"
+        )));
+    }
+    Ok(name)
+}
+
+/// How a container is asked to stop.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Stop {
+    pub signal: u32,
+    pub grace: Duration,
+}
+
+impl Default for Stop {
+    fn default() -> Self {
+        Self {
+            signal: STOP_SIGNAL,
+            grace: STOP_GRACE,
+        }
+    }
+}
+
+/// The spec's stop signal and grace period, else the image's signal, else SIGTERM and 10 s.
+pub(super) fn stop(container: &pb::ContainerSpec, image: &RunConfig) -> Result<Stop, Error> {
+    let grace = match container.stop_grace_period {
+        Some(grace) => Duration::try_from(grace)
+            .map_err(|_| Error::Fatal("the stop grace period is negative".to_owned()))?,
+        None => STOP_GRACE,
+    };
+    let name = match container.stop_signal.as_str() {
+        "" => image.stop_signal.as_deref().unwrap_or_default(),
+        given => given,
+    };
+    let signal = if name.is_empty() {
+        STOP_SIGNAL
+    } else {
+        signal(name)?
+    };
+    Ok(Stop { signal, grace })
+}
+
+/// A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number.
+fn signal(name: &str) -> Result<u32, Error> {
+    let unknown = || Error::Fatal(format!("stop signal {name}: there is no such signal"));
+    if let Ok(number) = name.parse::<u32>() {
+        return if (1..=64).contains(&number) {
+            Ok(number)
+        } else {
+            Err(unknown())
+        };
+    }
+    let upper = name.to_ascii_uppercase();
+    let full = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    if let Some(rest) = full.strip_prefix("SIGRTMIN") {
+        let offset: u32 = if rest.is_empty() {
+            0
+        } else {
+            rest.strip_prefix('+')
+                .and_then(|offset| offset.parse().ok())
+                .ok_or_else(unknown)?
+        };
+        return if offset <= 30 {
+            Ok(34 + offset)
+        } else {
+            Err(unknown())
+        };
+    }
+    let known: nix::sys::signal::Signal = full.parse().map_err(|_| unknown())?;
+    u32::try_from(known as i32).map_err(|_| unknown())
+}
+
+#[cfg(test)]
+#[path = "spec_tests.rs"]
+mod tests;

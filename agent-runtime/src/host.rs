@@ -1,0 +1,64 @@
+//! What this host is: platform in Go's words, CPUs and memory.
+
+use swarm_proto::pb;
+
+/// Operating system and architecture of this host, in Go's words.
+#[must_use]
+pub fn platform() -> pb::Platform {
+    pb::Platform {
+        architecture: architecture().to_owned(),
+        os: std::env::consts::OS.to_owned(),
+    }
+}
+
+/// Go's name for this host's architecture; image indexes use it too.
+#[must_use]
+pub fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "x86" => "386",
+        "aarch64" => "arm64",
+        "powerpc64" => "ppc64le",
+        other => other,
+    }
+}
+
+/// CPUs and memory of this host. What can't be read is reported as zero.
+#[must_use]
+pub fn resources() -> pb::Resources {
+    let cpus = std::thread::available_parallelism().map_or(0, std::num::NonZero::get);
+    let memory = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| memory_total(&text))
+        .unwrap_or(0);
+    pb::Resources {
+        nano_cpus: i64::try_from(cpus)
+            .unwrap_or(i64::MAX)
+            .saturating_mul(1_000_000_000),
+        memory_bytes: memory,
+        generic: Vec::new(),
+    }
+}
+
+/// `MemTotal` of `/proc/meminfo` in bytes.
+fn memory_total(meminfo: &str) -> Option<i64> {
+    let line = meminfo
+        .lines()
+        .find_map(|line| line.strip_prefix("MemTotal:"))?;
+    let kib: i64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_memory() {
+        assert_eq!(
+            memory_total("MemTotal:       24000 kB\nMemFree: 1 kB\n"),
+            Some(24_576_000)
+        );
+        assert_eq!(memory_total("nonsense"), None);
+    }
+}

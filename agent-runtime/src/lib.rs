@@ -1,0 +1,23 @@
+//! Runs tasks on one host: the [`Executor`] and [`Controller`] traits, the pure task step, and the backends.
+//!
+//! | module | what |
+//! |---|---|
+//! | [`executor`] | the traits: one controller a task, every call idempotent |
+//! | [`step`] | pure: what comes next for a task, and what an outcome makes of its state |
+//! | [`containerd`] | runs containers on plain containerd |
+//! | [`simulated`] | thousands of scripted tasks a process |
+//! | [`none`] | refuses tasks, for hosts without a container runtime |
+//!
+//! A backend knows a task and its container. It knows nothing of managers, services or overlays.
+
+pub mod containerd;
+pub mod error;
+pub mod executor;
+pub mod host;
+pub mod none;
+pub mod plugins;
+pub mod simulated;
+pub mod step;
+
+pub use error::Error;
+pub use executor::{Controller, Executor, Exit, Handle, NodeFacts, Observed, TaskOrder};

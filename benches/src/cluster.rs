@@ -1,0 +1,225 @@
+//! swarmd processes in a temporary directory, and a client on the manager's control socket.
+
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use swarm_proto::pb;
+use swarm_proto::pb::control_client::ControlClient;
+use tempfile::TempDir;
+use tokio::process::{Child, Command};
+use tonic::transport::{Channel, Endpoint};
+
+use super::Failure;
+
+/// Longest wait for anything; a bench that takes longer has failed.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// Pause between two looks at something cheap.
+const LOOK: Duration = Duration::from_millis(2);
+
+/// A manager that runs no tasks, and workers with the simulated executor. Ends when dropped.
+#[derive(Debug)]
+pub(crate) struct Cluster {
+    // Fields drop in order: processes before the directory they write to.
+    workers: Vec<Child>,
+    manager: Child,
+    /// A client of the manager.
+    pub(crate) control: ControlClient<Channel>,
+    /// Where the manager listens.
+    pub(crate) addr: SocketAddr,
+    dir: TempDir,
+}
+
+impl Cluster {
+    /// A manager alone, from an empty state directory, once it has answered.
+    pub(crate) async fn start() -> Result<Self, Failure> {
+        let dir = tempfile::Builder::new().prefix("swarm-bench-").tempdir()?;
+        let addr = free_address()?;
+        let (manager, control) = start_manager(dir.path(), addr).await?;
+        Ok(Self {
+            workers: Vec::new(),
+            manager,
+            control,
+            addr,
+            dir,
+        })
+    }
+
+    /// Stops the manager in order.
+    pub(crate) async fn stop(&mut self) -> Result<(), Failure> {
+        let pid = nix::unistd::Pid::from_raw(i32::try_from(self.manager_pid()?)?);
+        nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM)?;
+        self.manager.wait().await?;
+        Ok(())
+    }
+
+    /// Starts a stopped manager from what it left, until it has answered.
+    pub(crate) async fn start_again(&mut self) -> Result<(), Failure> {
+        (self.manager, self.control) = start_manager(self.dir.path(), self.addr).await?;
+        Ok(())
+    }
+
+    /// Adds workers and waits until they are READY.
+    pub(crate) async fn add_workers(&mut self, count: usize) -> Result<(), Failure> {
+        let token = self.worker_token().await?;
+        for i in 0..count {
+            let name = format!("w{i}");
+            let mut command = swarmd(self.dir.path(), &name)?;
+            command
+                .args(["--executor", "simulated", "--join-token", &token])
+                .args(["--join-addr", &self.addr.to_string()]);
+            self.workers.push(command.spawn()?);
+        }
+        self.until_ready(count).await
+    }
+
+    /// Returns once that many nodes besides the manager are READY.
+    pub(crate) async fn until_ready(&mut self, count: usize) -> Result<(), Failure> {
+        let started = Instant::now();
+        loop {
+            let request = pb::ListNodesRequest::default();
+            let nodes = self.control.list_nodes(request).await?.into_inner().nodes;
+            let ready = nodes.iter().filter(|node| {
+                let status = node.status.as_ref();
+                status.is_some_and(|s| s.state() == pb::node_status::State::Ready)
+            });
+            if ready.count() > count {
+                return Ok(());
+            }
+            patience(started, "nodes are not READY")?;
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    /// The token that workers join with.
+    pub(crate) async fn worker_token(&mut self) -> Result<String, Failure> {
+        let request = pb::ListClustersRequest::default();
+        let clusters = self.control.list_clusters(request).await?.into_inner();
+        let cluster = clusters.clusters.into_iter().next();
+        let tokens = cluster.and_then(|c| c.root_ca?.join_tokens);
+        Ok(tokens.ok_or("the cluster has no join tokens")?.worker)
+    }
+
+    /// Creates a service with that many replicas; says how long it took until all were RUNNING.
+    pub(crate) async fn converge(&mut self, name: &str, replicas: u64) -> Result<f64, Failure> {
+        let request = create(name, replicas);
+        let started = Instant::now();
+        let created = self.control.create_service(request).await?.into_inner();
+        let id = created.service.ok_or("no service was created")?.id;
+        loop {
+            let request = pb::ListServiceStatusesRequest {
+                services: vec![id.clone()],
+            };
+            let asked = Instant::now();
+            let answer = self.control.list_service_statuses(request).await?;
+            let statuses = answer.into_inner().statuses;
+            if statuses.iter().any(|s| s.running_tasks == replicas) {
+                return Ok(started.elapsed().as_secs_f64());
+            }
+            patience(started, "tasks are not RUNNING")?;
+            // Counting is work for the manager too: asking takes a fifth of the time at most.
+            tokio::time::sleep((4 * asked.elapsed()).max(LOOK)).await;
+        }
+    }
+
+    /// Resident memory of the manager, in bytes.
+    pub(crate) fn manager_rss(&self) -> Result<u64, Failure> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.manager_pid()?))?;
+        let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|l| l.split_whitespace().next());
+        Ok(kib.ok_or("the kernel tells no VmRSS")?.parse::<u64>()? * 1024)
+    }
+
+    fn manager_pid(&self) -> Result<u32, Failure> {
+        Ok(self.manager.id().ok_or("the manager has ended")?)
+    }
+}
+
+/// The program beside this one.
+pub(crate) fn program() -> Result<PathBuf, Failure> {
+    let path = std::env::current_exe()?.with_file_name("swarmd");
+    if path.exists() {
+        return Ok(path);
+    }
+    Err(format!("{} is missing: run `make release`", path.display()).into())
+}
+
+fn swarmd(dir: &Path, name: &str) -> Result<Command, Failure> {
+    let mut command = Command::new(program()?);
+    let log = std::fs::File::create(dir.join(format!("{name}.log")))?;
+    command
+        .args(["--hostname", name, "--state-dir"])
+        .arg(dir.join(name))
+        .arg("--listen-control-api")
+        .arg(dir.join(format!("{name}.sock")))
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(log)
+        .kill_on_drop(true);
+    Ok(command)
+}
+
+async fn start_manager(
+    dir: &Path,
+    addr: SocketAddr,
+) -> Result<(Child, ControlClient<Channel>), Failure> {
+    let mut command = swarmd(dir, "manager")?;
+    command
+        .args(["--executor", "none", "--availability", "drain"])
+        .args(["--listen-remote-api", &addr.to_string()]);
+    let started = Instant::now();
+    let mut child = command.spawn()?;
+    let socket = format!("unix://{}", dir.join("manager.sock").display());
+    let endpoint = Endpoint::from_shared(socket)?;
+    loop {
+        // Accepted: the manager leads and has read its state.
+        if let Ok(channel) = endpoint.connect().await {
+            let mut control = ControlClient::new(channel).max_decoding_message_size(64 << 20);
+            let request = pb::ListClustersRequest::default();
+            if control.list_clusters(request).await.is_ok() {
+                return Ok((child, control));
+            }
+        }
+        if let Some(status) = child.try_wait()? {
+            let log = std::fs::read_to_string(dir.join("manager.log"))?;
+            return Err(format!("the manager ended with {status}: {log}").into());
+        }
+        patience(started, "the manager does not answer")?;
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// A port nobody uses now; another program may take it before swarmd does, and the bench fails.
+fn free_address() -> Result<SocketAddr, Failure> {
+    Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
+}
+
+fn create(name: &str, replicas: u64) -> pb::CreateServiceRequest {
+    let container = pb::ContainerSpec {
+        image: "example/web:1".to_owned(),
+        ..Default::default()
+    };
+    let task = pb::TaskSpec {
+        runtime: Some(pb::task_spec::Runtime::Container(container)),
+        ..Default::default()
+    };
+    let mode = pb::service_spec::Mode::Replicated(pb::ReplicatedService { replicas });
+    let spec = pb::ServiceSpec {
+        annotations: Some(pb::Annotations {
+            name: name.to_owned(),
+            ..Default::default()
+        }),
+        task: Some(task),
+        mode: Some(mode),
+        ..Default::default()
+    };
+    pb::CreateServiceRequest { spec: Some(spec) }
+}
+
+fn patience(started: Instant, what: &str) -> Result<(), Failure> {
+    if started.elapsed() < PATIENCE {
+        return Ok(());
+    }
+    Err(format!("{what} after {} s", PATIENCE.as_secs()).into())
+}

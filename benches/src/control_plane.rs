@@ -1,0 +1,60 @@
+//! How long it takes from creating a service until all of its tasks are seen RUNNING: one manager
+//! and five simulated workers, each a process, over gRPC, mutual TLS and fsync.
+
+use serde_json::json;
+
+use super::Failure;
+use super::cluster::Cluster;
+use super::report::{Report, round, say, spread};
+
+/// Runs a case, each on a fresh cluster; the median counts.
+const RUNS: usize = 5;
+const WORKERS: usize = 5;
+
+struct Case {
+    name: &'static str,
+    tasks: u64,
+    /// SwarmKit's seconds.
+    reference: f64,
+    /// Ours must stay below.
+    bar: f64,
+}
+
+const CASES: [Case; 2] = [
+    Case {
+        name: "1-manager-1k",
+        tasks: 1_000,
+        reference: 2.4,
+        bar: 0.1,
+    },
+    Case {
+        name: "1-manager",
+        tasks: 10_000,
+        reference: 39.0,
+        bar: 0.6,
+    },
+];
+
+/// Runs the cases named, or all.
+pub(crate) async fn run(only: &[&str]) -> Result<(), Failure> {
+    let mut report = Report::default();
+    for case in CASES {
+        if !only.is_empty() && !only.contains(&case.name) {
+            continue;
+        }
+        let mut seconds = Vec::new();
+        for _ in 0..RUNS {
+            let mut cluster = Cluster::start().await?;
+            cluster.add_workers(WORKERS).await?;
+            seconds.push(cluster.converge("web", case.tasks).await?);
+        }
+        say(&format!("{}: {seconds:.3?}", case.name));
+        let (median, min, max) = spread(&seconds).ok_or("no run")?;
+        report.add(&json!({
+            "bench": "control-plane", "case": case.name, "managers": 1, "nodes": WORKERS,
+            "tasks": case.tasks, "runs": RUNS, "seconds": round(median), "min": round(min),
+            "max": round(max), "reference": case.reference, "bar": case.bar,
+        }));
+    }
+    report.write("control-plane")
+}

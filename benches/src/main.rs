@@ -1,0 +1,56 @@
+//! Benchmarks of a whole cluster. `bench control-plane`, `bench footprint`.
+//!
+//! Each case starts release swarmd processes (the ones beside this program), measures them from
+//! outside, and prints one JSON line; a bench's lines also go to `target/bench/NAME.json`. All that
+//! a case started ends with it, also when it fails or is interrupted.
+#![expect(
+    clippy::disallowed_methods,
+    reason = "a bench reads the clock and its own arguments"
+)]
+
+mod cluster;
+mod control_plane;
+mod footprint;
+mod load;
+mod report;
+
+use std::process::ExitCode;
+
+/// Anything that keeps a bench from its figure; it is only ever shown.
+type Failure = Box<dyn std::error::Error + Send + Sync>;
+
+fn main() -> ExitCode {
+    // Our TLS names no provider of its own.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let words: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    match run(&words) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report::say(&format!("bench: {error}"));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(words: &[&str]) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()?;
+    let work = async {
+        match words {
+            ["control-plane", only @ ..] => control_plane::run(only).await,
+            ["footprint", only @ ..] => footprint::run(only).await,
+            [load::COMMAND, addr, token, nodes] => load::run(addr, token, nodes.parse()?).await,
+            _ => Err("usage: bench control-plane|footprint [CASE…]".into()),
+        }
+    };
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            // What the cases own is dropped with them.
+            _ = tokio::signal::ctrl_c() => Err("interrupted".into()),
+            ended = work => ended,
+        }
+    })
+}

@@ -1,0 +1,72 @@
+//! `swarmctl cluster …`.
+
+use clap::{Args, Subcommand, ValueEnum};
+
+use super::{Listing, Showing};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Cluster {
+    /// List clusters: always one
+    #[command(visible_alias = "list")]
+    Ls {
+        #[command(flatten)]
+        listing: Listing,
+    },
+    /// Show the cluster's settings and join tokens
+    Inspect {
+        /// ID, unique ID prefix, or name [default: the only one]
+        cluster: Option<String>,
+        #[command(flatten)]
+        showing: Showing,
+    },
+    /// Change the cluster's settings; only what is given changes
+    Update(UpdateCluster),
+    /// Print the command that joins a host to the cluster
+    #[command(after_help = "\
+Examples:
+  swarmctl cluster join-token worker
+  swarmctl cluster join-token manager --quiet
+  swarmctl cluster join-token worker --rotate     (the old token joins nobody any more)")]
+    JoinToken(JoinToken),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UpdateCluster {
+    /// ID, unique ID prefix, or name [default: the only one]
+    pub(crate) cluster: Option<String>,
+    /// Ended tasks kept for each slot; negative keeps all
+    #[arg(
+        long,
+        visible_alias = "task-history-limit",
+        value_name = "N",
+        allow_negative_numbers = true
+    )]
+    pub(crate) taskhistory: Option<String>,
+    /// How long node certificates are valid
+    #[arg(long, visible_alias = "cert-expiry", value_name = "DURATION")]
+    pub(crate) certexpiry: Option<String>,
+    /// How often agents report to their manager
+    #[arg(long, visible_alias = "dispatcher-heartbeat", value_name = "DURATION")]
+    pub(crate) heartbeatperiod: Option<String>,
+    /// Replace the join token of a role
+    #[arg(long, value_name = "ROLE")]
+    pub(crate) rotate_join_token: Option<JoinRole>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct JoinToken {
+    /// What the host becomes
+    pub(crate) role: JoinRole,
+    /// Replace the token first
+    #[arg(long)]
+    pub(crate) rotate: bool,
+    /// Print only the token
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum JoinRole {
+    Worker,
+    Manager,
+}

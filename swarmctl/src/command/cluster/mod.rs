@@ -1,0 +1,72 @@
+//! `swarmctl cluster …`.
+
+mod join_token;
+mod settings;
+
+use swarm_proto::pb;
+
+use super::session::{Session, Target};
+use crate::cli::{Cluster, Listing};
+use crate::environment::Environment;
+use crate::error::Error;
+use crate::render::list::{Column, Cut, Filters, Format, Row, render};
+use crate::render::show;
+use crate::resolve::cluster_name;
+use crate::terminal::Terminal;
+
+const COLUMNS: &[Column] = &[
+    Column::new("ID", "ID", Cut::Never),
+    Column::new("Name", "Name", Cut::Never),
+];
+
+pub(super) async fn run(
+    cluster: Cluster,
+    target: &Target,
+    environment: Environment,
+    terminal: &mut Terminal,
+) -> Result<(), Error> {
+    match cluster {
+        Cluster::Ls { listing } => {
+            let filters = Filters::parse(&listing, &["id", "name"])?;
+            let format = Format::of(&listing)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            list(&mut session, &listing, (&filters, &format)).await
+        }
+        Cluster::Inspect { cluster, showing } => {
+            let format = show::Format::of(&showing)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            settings::inspect(&mut session, cluster.as_deref(), &format).await
+        }
+        Cluster::Update(flags) => {
+            let change = settings::Change::check(&flags)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            settings::update(&mut session, &flags, &change).await
+        }
+        Cluster::JoinToken(flags) => {
+            let mut session = Session::open(target, environment, terminal).await?;
+            join_token::run(&mut session, &flags).await
+        }
+    }
+}
+
+async fn list(
+    session: &mut Session<'_>,
+    listing: &Listing,
+    (filters, format): (&Filters, &Format),
+) -> Result<(), Error> {
+    let wire = pb::list_clusters_request::Filters {
+        id_prefixes: filters.values("id").to_vec(),
+        name_prefixes: filters.values("name").to_vec(),
+        ..Default::default()
+    };
+    let clusters = session.client.list_clusters(wire).await?;
+    let row = |cluster: &pb::Cluster| {
+        Row::new([
+            ("ID", cluster.id.as_str().into()),
+            ("Name", cluster_name(cluster).into()),
+        ])
+    };
+    let rows: Vec<Row> = clusters.iter().map(row).collect();
+    let lines = render(format, COLUMNS, &rows, (listing, session.colour()))?;
+    session.print(&lines)
+}

@@ -1,0 +1,159 @@
+//! `swarmctl cluster inspect` and `swarmctl cluster update`.
+
+use std::time::Duration;
+
+use swarm_proto::pb;
+
+use super::super::session::Session;
+use crate::cli::{JoinRole, UpdateCluster};
+use crate::error::Error;
+use crate::render::inspect::Details;
+use crate::render::show::{self, Format};
+use crate::render::{json, time};
+use crate::resolve::{self, cluster_name};
+use crate::spec::{DURATION, Problems, SIGNED, wire};
+
+pub(super) async fn inspect(
+    session: &mut Session<'_>,
+    name: Option<&str>,
+    format: &Format,
+) -> Result<(), Error> {
+    let cluster = resolve::cluster(&mut session.client, name).await?;
+    let value = || json::value("docker.swarmkit.v1.Cluster", &cluster);
+    match format {
+        Format::Details => session.print(&details(&cluster).lines()),
+        Format::Json => session.print(&[show::json(vec![value()])]),
+        Format::Template(template) => {
+            let line = template.render(&value()).map_err(Error::Template)?;
+            session.print(&[line])
+        }
+    }
+}
+
+fn details(cluster: &pb::Cluster) -> Details {
+    let mut details = Details::default();
+    let spec = cluster.spec.clone().unwrap_or_default();
+    details.put("ID", cluster.id.as_str());
+    details.put("Name", cluster_name(cluster));
+    if let Some(annotations) = &spec.annotations {
+        details.map("Labels", &annotations.labels);
+    }
+    let span =
+        |duration: Option<&prost_types::Duration>| duration.map(time::span).unwrap_or_default();
+    if let Some(orchestration) = &spec.orchestration {
+        details.section("Orchestration settings", |details| {
+            details.put(
+                "Task history entries",
+                orchestration.task_history_retention_limit.to_string(),
+            );
+        });
+    }
+    if let Some(dispatcher) = &spec.dispatcher {
+        details.section("Dispatcher settings", |details| {
+            details.put(
+                "Dispatcher heartbeat period",
+                span(dispatcher.heartbeat_period.as_ref()),
+            );
+        });
+    }
+    if let Some(ca) = &spec.ca_config {
+        details.section("Certificate Authority settings", |details| {
+            details.put(
+                "Certificate validity duration",
+                span(ca.node_cert_expiry.as_ref()),
+            );
+            let urls: Vec<&str> = ca
+                .external_cas
+                .iter()
+                .map(|external| external.url.as_str())
+                .collect();
+            details.put("External CAs", urls.join(", "));
+        });
+    }
+    if let Some(root) = &cluster.root_ca {
+        details.put("Root CA digest", root.ca_cert_hash.as_str());
+        if let Some(tokens) = &root.join_tokens {
+            details.section("Join tokens", |details| {
+                details.put("Worker", tokens.worker.as_str());
+                details.put("Manager", tokens.manager.as_str());
+            });
+        }
+    }
+    details
+}
+
+/// Checked settings; what is absent stays as it is.
+pub(super) struct Change {
+    history: Option<i64>,
+    expiry: Option<Duration>,
+    heartbeat: Option<Duration>,
+}
+
+impl Change {
+    pub(super) fn check(flags: &UpdateCluster) -> Result<Self, Error> {
+        let mut problems = Problems::default();
+        let history = problems.optional("--taskhistory", flags.taskhistory.as_ref(), &SIGNED);
+        let expiry = problems.optional("--certexpiry", flags.certexpiry.as_ref(), &DURATION);
+        let heartbeat = problems.optional(
+            "--heartbeatperiod",
+            flags.heartbeatperiod.as_ref(),
+            &DURATION,
+        );
+        let given = [
+            &flags.taskhistory,
+            &flags.certexpiry,
+            &flags.heartbeatperiod,
+        ];
+        if given.iter().all(|text| text.is_none()) && flags.rotate_join_token.is_none() {
+            problems.push(
+                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod or --rotate-join-token",
+            );
+        }
+        problems.unless_any(Self {
+            history,
+            expiry,
+            heartbeat,
+        })
+    }
+
+    fn apply(&self, spec: &mut pb::ClusterSpec) {
+        if let Some(history) = self.history {
+            spec.orchestration
+                .get_or_insert_default()
+                .task_history_retention_limit = history;
+        }
+        if let Some(expiry) = self.expiry {
+            spec.ca_config.get_or_insert_default().node_cert_expiry = Some(wire(expiry));
+        }
+        if let Some(heartbeat) = self.heartbeat {
+            spec.dispatcher.get_or_insert_default().heartbeat_period = Some(wire(heartbeat));
+        }
+    }
+}
+
+pub(super) async fn update(
+    session: &mut Session<'_>,
+    flags: &UpdateCluster,
+    change: &Change,
+) -> Result<(), Error> {
+    let cluster = resolve::cluster(&mut session.client, flags.cluster.as_deref()).await?;
+    let id = cluster.id.clone();
+    let rotation = flags.rotate_join_token.map(rotation).unwrap_or_default();
+    let changed = session
+        .client
+        .update_cluster(cluster, rotation, |spec| change.apply(spec))
+        .await?;
+    if changed.is_none() {
+        session.remark("no changes detected")?;
+    }
+    session.print(&[id])
+}
+
+/// The rotation of one role's token.
+pub(super) fn rotation(role: JoinRole) -> pb::KeyRotation {
+    pb::KeyRotation {
+        worker_join_token: role == JoinRole::Worker,
+        manager_join_token: role == JoinRole::Manager,
+        manager_unlock_key: false,
+    }
+}

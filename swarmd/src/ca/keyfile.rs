@@ -1,0 +1,580 @@
+//! The identity on disk: `certificates/{swarm-root-ca.crt, swarm-node.crt, swarm-node.key}`.
+//!
+//! Invariants:
+//! - A file is replaced whole (temporary file, fsync, rename, fsync of the directory), so a power cut
+//!   leaves the old text or the new one.
+//! - Certificate and key are two files that change together. Both new texts are on disk as dot-files
+//!   before the first rename, the certificate is renamed first, and a start that finds the new
+//!   certificate beside the old key finishes the rename. At no point is the pair lost.
+//! - The key is readable by its owner only.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read as _, Write as _};
+use std::os::unix::fs::{DirBuilderExt as _, OpenOptionsExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+
+use swarm_proto::time::Timestamp;
+use zeroize::Zeroizing;
+
+use super::identity::{IdentityError, NodeIdentity};
+use super::x509::{self, MAX_PEM_BYTES, PemProblem};
+
+const DIR: &str = "certificates";
+const ROOT_CERT: &str = "swarm-root-ca.crt";
+const NODE_CERT: &str = "swarm-node.crt";
+const NODE_KEY: &str = "swarm-node.key";
+
+/// The way out that all errors of this directory share.
+const REJOIN: &str = "restore the certificates directory from a backup, or move it away and join \
+                      again with `swarmd --join-addr ADDR --join-token TOKEN`";
+
+/// Whether an expired certificate may be loaded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpiredCertificate {
+    /// The normal case.
+    Refuse,
+    /// For `--force-new-cluster`, and for renewing.
+    Allow,
+}
+
+/// Why the identity on disk can't be used. Each names its file and the way out.
+#[derive(Debug, thiserror::Error)]
+pub enum StateFileError {
+    /// One file of the set is not there.
+    #[error("{} is missing although {} exists: {REJOIN}", missing.display(), present.display())]
+    Missing {
+        /// The file that is not there.
+        missing: PathBuf,
+        /// One that is.
+        present: PathBuf,
+    },
+    /// The PEM text is empty, truncated or corrupted.
+    #[error("{} can't be used: {problem}; {REJOIN}", path.display())]
+    Content {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        problem: PemProblem,
+    },
+    /// The certificate is readable but names no node.
+    #[error("{} is no node's certificate: {reason}; {REJOIN}", path.display())]
+    Subject {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with its subject.
+        reason: String,
+    },
+    /// Key and certificate are of different pairs.
+    #[error("{} does not belong to {}: one of them was replaced without the other; {REJOIN}", key.display(), cert.display())]
+    KeyMismatch {
+        /// The key file.
+        key: PathBuf,
+        /// The certificate file.
+        cert: PathBuf,
+    },
+    /// Certificate and root are of different clusters.
+    #[error("{} was not issued by {}: they are of different clusters; {REJOIN}", cert.display(), root.display())]
+    ForeignRoot {
+        /// The certificate file.
+        cert: PathBuf,
+        /// The root certificate file.
+        root: PathBuf,
+    },
+    /// Past its end.
+    #[error("{}: {reason}; if the clock is right, move {} away and join again with `swarmd --join-addr ADDR --join-token TOKEN`; a cluster whose managers have all expired starts again with `swarmd --force-new-cluster`", path.display(), dir.display())]
+    Expired {
+        /// The certificate file.
+        path: PathBuf,
+        /// The certificates directory.
+        dir: PathBuf,
+        /// When it expired, and what time it is.
+        reason: String,
+    },
+    /// Before its beginning.
+    #[error("{}: {reason}", path.display())]
+    NotYetValid {
+        /// The certificate file.
+        path: PathBuf,
+        /// From when it is valid, and what time it is.
+        reason: String,
+    },
+    /// Reading failed.
+    #[error("can't read {}: {source}; check its permissions and the disk", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+    /// Writing failed.
+    #[error("can't write {}: {source}; check free space and permissions of the state directory", path.display())]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        source: io::Error,
+    },
+}
+
+/// The `certificates` directory of a state directory. Its calls block on the disk.
+#[derive(Debug, Clone)]
+pub struct IdentityDir {
+    dir: PathBuf,
+}
+
+impl IdentityDir {
+    /// Below this state directory. Nothing is touched yet.
+    #[must_use]
+    pub fn new(state_dir: &Path) -> Self {
+        Self {
+            dir: state_dir.join(DIR),
+        }
+    }
+
+    /// The directory itself.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.dir
+    }
+
+    /// Loads the identity; `None` on a node that never had one (a root certificate alone is what a
+    /// join leaves that did not finish).
+    ///
+    /// # Errors
+    /// One variant a defect, each naming the file and the way out.
+    pub fn load(
+        &self,
+        now: Timestamp,
+        expired: ExpiredCertificate,
+    ) -> Result<Option<NodeIdentity>, StateFileError> {
+        let root = self.read(ROOT_CERT)?;
+        let cert = self.read(NODE_CERT)?;
+        let key = self.read(NODE_KEY)?;
+        let (root, cert, key) = match (root, cert, key) {
+            (_, None, None) => return Ok(None),
+            (Some(root), Some(cert), Some(key)) => (root, cert, key),
+            (_, None, Some(_)) => return Err(self.missing(NODE_CERT, NODE_KEY)),
+            (_, Some(_), None) => return Err(self.missing(NODE_KEY, NODE_CERT)),
+            (None, Some(_), Some(_)) => return Err(self.missing(ROOT_CERT, NODE_CERT)),
+        };
+        self.restrict_key()?;
+        let identity = match NodeIdentity::from_pem(&cert, &key, &root) {
+            Err(IdentityError::KeyMismatch) => self.finish_replacement(&cert, &root)?,
+            other => other.map_err(|e| self.explain(e))?,
+        };
+        match (identity.check_time(now), expired) {
+            (Ok(()), _) | (Err(IdentityError::Expired { .. }), ExpiredCertificate::Allow) => {
+                Ok(Some(identity))
+            }
+            (Err(error), _) => Err(self.explain(error)),
+        }
+    }
+
+    /// The root certificate, if there is one.
+    ///
+    /// # Errors
+    /// When the file is there and can't be used.
+    pub fn load_root(&self) -> Result<Option<String>, StateFileError> {
+        let Some(text) = self.read(ROOT_CERT)? else {
+            return Ok(None);
+        };
+        match x509::certs_from_pem(text.as_bytes()) {
+            Ok(_) => Ok(Some((*text).clone())),
+            Err(problem) => Err(StateFileError::Content {
+                path: self.dir.join(ROOT_CERT),
+                problem,
+            }),
+        }
+    }
+
+    /// Writes the identity so that a crash at any point leaves the old one or the new one.
+    ///
+    /// # Errors
+    /// [`StateFileError::Write`]; the old identity is then still the one on disk.
+    pub fn store(&self, identity: &NodeIdentity) -> Result<(), StateFileError> {
+        self.create_dir()?;
+        self.replace(ROOT_CERT, identity.root_pem(), 0o644)?;
+        self.prepare(NODE_KEY, identity.key_pem(), 0o600)?;
+        self.prepare(NODE_CERT, identity.cert_pem(), 0o644)?;
+        self.sync_dir()?;
+        self.commit(NODE_CERT)?;
+        self.commit(NODE_KEY)
+    }
+
+    /// Writes the root certificate alone.
+    ///
+    /// # Errors
+    /// [`StateFileError::Write`].
+    pub fn store_root(&self, root_pem: &str) -> Result<(), StateFileError> {
+        self.create_dir()?;
+        self.replace(ROOT_CERT, root_pem, 0o644)
+    }
+
+    /// Removes the identity, for a node that left its cluster. Absent files are fine.
+    ///
+    /// # Errors
+    /// [`StateFileError::Write`].
+    pub fn clear(&self) -> Result<(), StateFileError> {
+        for name in [NODE_KEY, NODE_CERT, ROOT_CERT] {
+            for path in [self.dir.join(name), self.pending(name)] {
+                match fs::remove_file(&path) {
+                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
+                        return Err(StateFileError::Write { path, source });
+                    }
+                    Ok(()) | Err(_) => {}
+                }
+            }
+        }
+        if self.dir.exists() {
+            self.sync_dir()
+        } else {
+            Ok(())
+        }
+    }
+
+    /// The certificate was replaced and the key was not: the other half is waiting beside it.
+    fn finish_replacement(&self, cert: &str, root: &str) -> Result<NodeIdentity, StateFileError> {
+        let mismatch = || self.explain(IdentityError::KeyMismatch);
+        let path = self.pending(NODE_KEY);
+        let key = read_limited(&path)
+            .map_err(|_| mismatch())?
+            .ok_or_else(mismatch)?;
+        let identity = NodeIdentity::from_pem(cert, &key, root).map_err(|_| mismatch())?;
+        self.commit(NODE_KEY)?;
+        tracing::info!(file = %self.dir.join(NODE_KEY).display(), "finished an interrupted certificate renewal");
+        Ok(identity)
+    }
+
+    fn missing(&self, missing: &str, present: &str) -> StateFileError {
+        StateFileError::Missing {
+            missing: self.dir.join(missing),
+            present: self.dir.join(present),
+        }
+    }
+
+    fn explain(&self, error: IdentityError) -> StateFileError {
+        let path = |name: &str| self.dir.join(name);
+        match error {
+            IdentityError::Certificate(problem) => StateFileError::Content {
+                path: path(NODE_CERT),
+                problem,
+            },
+            IdentityError::Key(problem) => StateFileError::Content {
+                path: path(NODE_KEY),
+                problem,
+            },
+            IdentityError::Root(problem) => StateFileError::Content {
+                path: path(ROOT_CERT),
+                problem,
+            },
+            IdentityError::Subject(reason) => StateFileError::Subject {
+                path: path(NODE_CERT),
+                reason: reason.to_string(),
+            },
+            IdentityError::KeyMismatch => StateFileError::KeyMismatch {
+                key: path(NODE_KEY),
+                cert: path(NODE_CERT),
+            },
+            IdentityError::ForeignRoot => StateFileError::ForeignRoot {
+                cert: path(NODE_CERT),
+                root: path(ROOT_CERT),
+            },
+            IdentityError::Expired { .. } => StateFileError::Expired {
+                path: path(NODE_CERT),
+                dir: self.dir.clone(),
+                reason: error.to_string(),
+            },
+            IdentityError::NotYetValid { .. } => StateFileError::NotYetValid {
+                path: path(NODE_CERT),
+                reason: error.to_string(),
+            },
+        }
+    }
+
+    fn read(&self, name: &str) -> Result<Option<Zeroizing<String>>, StateFileError> {
+        read_limited(&self.dir.join(name))
+    }
+
+    /// A key that others can read is narrowed, and the operator told that it was open.
+    fn restrict_key(&self) -> Result<(), StateFileError> {
+        let path = self.dir.join(NODE_KEY);
+        let mode = fs::metadata(&path)
+            .map_err(|source| StateFileError::Read {
+                path: path.clone(),
+                source,
+            })?
+            .permissions()
+            .mode();
+        if mode & 0o077 == 0 {
+            return Ok(());
+        }
+        tracing::warn!(file = %path.display(), mode = %format_args!("{:o}", mode & 0o777), "the node key was readable by others; setting mode 0600");
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600))
+            .map_err(|source| StateFileError::Write { path, source })
+    }
+
+    fn create_dir(&self) -> Result<(), StateFileError> {
+        fs::DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(&self.dir)
+            .map_err(|source| StateFileError::Write {
+                path: self.dir.clone(),
+                source,
+            })
+    }
+
+    fn pending(&self, name: &str) -> PathBuf {
+        self.dir.join(format!(".{name}.new"))
+    }
+
+    fn replace(&self, name: &str, text: &str, mode: u32) -> Result<(), StateFileError> {
+        self.prepare(name, text, mode)?;
+        self.commit(name)
+    }
+
+    /// Writes the new text beside the old one and onto the disk.
+    fn prepare(&self, name: &str, text: &str, mode: u32) -> Result<(), StateFileError> {
+        let path = self.pending(name);
+        let write = || {
+            // A leftover may have another mode, which opening would keep.
+            match fs::remove_file(&path) {
+                Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(e),
+                Ok(()) | Err(_) => {}
+            }
+            let mut file = OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(mode)
+                .open(&path)?;
+            file.write_all(text.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|source| StateFileError::Write {
+            path: path.clone(),
+            source,
+        })
+    }
+
+    fn commit(&self, name: &str) -> Result<(), StateFileError> {
+        let path = self.dir.join(name);
+        fs::rename(self.pending(name), &path)
+            .map_err(|source| StateFileError::Write { path, source })?;
+        self.sync_dir()
+    }
+
+    fn sync_dir(&self) -> Result<(), StateFileError> {
+        File::open(&self.dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(|source| StateFileError::Write {
+                path: self.dir.clone(),
+                source,
+            })
+    }
+}
+
+/// The text of a file of at most [`MAX_PEM_BYTES`]; `None` if there is no such file.
+fn read_limited(path: &Path) -> Result<Option<Zeroizing<String>>, StateFileError> {
+    let file = match File::open(path) {
+        Ok(file) => file,
+        Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(None),
+        Err(source) => {
+            return Err(StateFileError::Read {
+                path: path.to_owned(),
+                source,
+            });
+        }
+    };
+    let mut bytes = Zeroizing::new(Vec::new());
+    let limit = u64::try_from(MAX_PEM_BYTES)
+        .unwrap_or(u64::MAX)
+        .saturating_add(1);
+    file.take(limit)
+        .read_to_end(&mut bytes)
+        .map_err(|source| StateFileError::Read {
+            path: path.to_owned(),
+            source,
+        })?;
+    match std::str::from_utf8(&bytes) {
+        Ok(text) => Ok(Some(Zeroizing::new(text.to_owned()))),
+        Err(_) => Err(StateFileError::Content {
+            path: path.to_owned(),
+            problem: PemProblem::Corrupted("it is not text".into()),
+        }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::Role;
+    use crate::ca::testing::{NOW, TestCa};
+    use std::time::Duration;
+
+    /// What the file holds, and the problem it must be called.
+    type Case<'a> = (&'a [u8], fn(&PemProblem) -> bool);
+
+    struct Fixture {
+        _tmp: tempfile::TempDir,
+        dir: IdentityDir,
+        ca: TestCa,
+    }
+
+    fn fixture() -> Fixture {
+        let tmp = tempfile::tempdir().unwrap();
+        let dir = IdentityDir::new(tmp.path());
+        Fixture {
+            _tmp: tmp,
+            dir,
+            ca: TestCa::new(1),
+        }
+    }
+
+    impl Fixture {
+        fn stored() -> (Self, NodeIdentity) {
+            let f = fixture();
+            let identity = f.ca.identity(5, Role::Worker);
+            f.dir.store(&identity).unwrap();
+            (f, identity)
+        }
+        fn file(&self, name: &str) -> PathBuf {
+            self.dir.path().join(name)
+        }
+        fn load(&self) -> Result<Option<NodeIdentity>, StateFileError> {
+            self.dir.load(NOW, ExpiredCertificate::Refuse)
+        }
+        fn error(&self) -> StateFileError {
+            let error = self.load().unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains("certificates/"), "names the file: {text}");
+            error
+        }
+    }
+
+    #[test]
+    fn an_identity_survives_a_restart() {
+        let f = fixture();
+        assert!(f.load().unwrap().is_none(), "fresh node");
+        let identity = f.ca.identity(5, Role::Manager);
+        f.dir.store(&identity).unwrap();
+        let loaded = f.load().unwrap().unwrap();
+        assert_eq!(loaded.as_peer(), identity.as_peer());
+        assert_eq!(loaded.key_pem(), identity.key_pem());
+        let mode = |name| fs::metadata(f.file(name)).unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode(NODE_KEY), 0o600);
+        assert_eq!(
+            fs::metadata(f.dir.path()).unwrap().permissions().mode() & 0o777,
+            0o700
+        );
+        let names: Vec<_> = fs::read_dir(f.dir.path())
+            .unwrap()
+            .map(|e| e.unwrap().file_name())
+            .collect();
+        assert_eq!(names.len(), 3, "no leftovers: {names:?}");
+        f.dir.clear().unwrap();
+        assert!(f.load().unwrap().is_none());
+        f.dir.clear().unwrap();
+    }
+
+    #[test]
+    fn an_unfinished_join_is_a_fresh_node() {
+        let f = fixture();
+        f.dir.store_root(f.ca.root.cert_pem()).unwrap();
+        assert!(f.load().unwrap().is_none());
+        assert_eq!(f.dir.load_root().unwrap().unwrap(), f.ca.root.cert_pem());
+    }
+
+    #[test]
+    fn a_missing_file_is_named() {
+        for name in [ROOT_CERT, NODE_CERT, NODE_KEY] {
+            let (f, _) = Fixture::stored();
+            fs::remove_file(f.file(name)).unwrap();
+            let error = f.error();
+            let StateFileError::Missing { missing, .. } = error else {
+                panic!("{error}")
+            };
+            assert_eq!(missing, f.file(name));
+        }
+    }
+
+    #[test]
+    fn empty_truncated_and_corrupted_files_are_named() {
+        for name in [ROOT_CERT, NODE_CERT, NODE_KEY] {
+            let (f, _) = Fixture::stored();
+            let good = fs::read(f.file(name)).unwrap();
+            let mut flipped = good.clone();
+            flipped[60] = b'!';
+            let corrupted = |p: &PemProblem| matches!(p, PemProblem::Corrupted(_));
+            let cases: [Case<'_>; 5] = [
+                (b"", |p| *p == PemProblem::Empty),
+                (&good[..good.len() / 2], |p| *p == PemProblem::Truncated),
+                (&flipped, corrupted),
+                (b"\xff\xfe", corrupted),
+                (&[b'a'; MAX_PEM_BYTES * 2], corrupted),
+            ];
+            for (bytes, expected) in cases {
+                fs::write(f.file(name), bytes).unwrap();
+                let error = f.error();
+                let StateFileError::Content { path, problem } = error else {
+                    panic!("{error}")
+                };
+                assert_eq!(path, f.file(name));
+                assert!(expected(&problem), "{name}: {problem}");
+            }
+        }
+    }
+
+    #[test]
+    fn mismatched_foreign_and_expired_are_told_apart() {
+        let (f, identity) = Fixture::stored();
+        fs::write(f.file(NODE_KEY), f.ca.identity(5, Role::Worker).key_pem()).unwrap();
+        assert!(matches!(f.error(), StateFileError::KeyMismatch { .. }));
+
+        f.dir.store(&identity).unwrap();
+        fs::write(f.file(ROOT_CERT), TestCa::new(2).root.cert_pem()).unwrap();
+        assert!(matches!(f.error(), StateFileError::ForeignRoot { .. }));
+
+        f.dir.store(&identity).unwrap();
+        let late = identity.not_after().after(Duration::from_secs(1));
+        let error = f.dir.load(late, ExpiredCertificate::Refuse).unwrap_err();
+        assert!(matches!(error, StateFileError::Expired { .. }));
+        assert!(error.to_string().contains("--force-new-cluster"), "{error}");
+        assert!(
+            f.dir
+                .load(late, ExpiredCertificate::Allow)
+                .unwrap()
+                .is_some()
+        );
+        let error = f
+            .dir
+            .load(Timestamp::ZERO, ExpiredCertificate::Allow)
+            .unwrap_err();
+        assert!(matches!(error, StateFileError::NotYetValid { .. }));
+    }
+
+    #[test]
+    fn a_crash_between_the_renames_loses_nothing() {
+        let (f, old) = Fixture::stored();
+        let new = f.ca.identity(5, Role::Manager);
+        // Crash before the first rename: the old pair is whole.
+        f.dir.prepare(NODE_KEY, new.key_pem(), 0o600).unwrap();
+        f.dir.prepare(NODE_CERT, new.cert_pem(), 0o644).unwrap();
+        assert_eq!(f.load().unwrap().unwrap().cert_pem(), old.cert_pem());
+        // Crash between the renames: the new pair is completed.
+        f.dir.commit(NODE_CERT).unwrap();
+        assert_eq!(f.load().unwrap().unwrap().cert_pem(), new.cert_pem());
+        assert_eq!(fs::read_to_string(f.file(NODE_KEY)).unwrap(), new.key_pem());
+        assert_eq!(f.load().unwrap().unwrap().role(), Role::Manager);
+    }
+
+    #[test]
+    fn an_open_key_is_narrowed() {
+        let (f, _) = Fixture::stored();
+        fs::set_permissions(f.file(NODE_KEY), fs::Permissions::from_mode(0o644)).unwrap();
+        f.load().unwrap();
+        assert_eq!(
+            fs::metadata(f.file(NODE_KEY)).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+    }
+}

@@ -1,0 +1,144 @@
+//! Keeps the node's certificate fresh while swarmd runs.
+//!
+//! Shell: one loop, run by who owns the node's tasks. It waits until [`renewal_time`], or until it is
+//! woken because the managers want another certificate (a new role, a new root), renews through any
+//! known manager, writes the result to disk and then swaps it in. The order matters: a certificate
+//! that is in use is always the one a restart would find.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use ring::rand::SecureRandom as _;
+use tokio::sync::{Notify, watch};
+use tokio_util::sync::CancellationToken;
+
+use super::client::{RenewError, renew, renewal_time};
+use super::connect;
+use super::connect_error::ConnectError;
+use super::identity::NodeIdentity;
+use super::keyfile::IdentityDir;
+use super::tls::SecurityConfig;
+
+/// First pause after a failed renewal, and the factor of the following ones; SwarmKit's.
+const BACKOFF_BASE: Duration = Duration::from_secs(5);
+const BACKOFF_FACTOR: u32 = 5;
+/// Longest pause; SwarmKit's.
+const BACKOFF_MAX: Duration = Duration::from_secs(3600);
+
+/// Renews the certificate of one node.
+#[derive(Debug)]
+pub struct Renewer {
+    /// What is renewed, in place.
+    pub security: SecurityConfig,
+    /// Where it is kept.
+    pub dir: IdentityDir,
+    /// Managers to ask, host:port, as the node knows them now.
+    pub managers: watch::Receiver<Vec<String>>,
+    /// Wakes the loop to renew at once.
+    pub renew_now: Arc<Notify>,
+}
+
+impl Renewer {
+    /// Renews until cancelled.
+    pub async fn run(self, cancel: CancellationToken) {
+        let clock = self.security.clock().clone();
+        let mut failures = 0_u32;
+        loop {
+            let identity = self.security.identity();
+            let due = renewal_time(identity.not_before(), identity.not_after(), random());
+            let retry = backoff(failures);
+            let wait = async {
+                if failures > 0 {
+                    clock.sleep(retry).await;
+                } else {
+                    clock.sleep_until_wall(due).await;
+                }
+            };
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                () = self.renew_now.notified() => {}
+                () = wait => {}
+            }
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return,
+                result = self.renew_once(&identity) => match result {
+                    Ok(renewed) => {
+                        failures = 0;
+                        tracing::info!(role = %renewed.role(), not_after = %super::root::format_time(renewed.not_after()), "renewed the node certificate");
+                    }
+                    Err(error) => {
+                        failures = failures.saturating_add(1);
+                        tracing::warn!(%error, retry_after = ?backoff(failures), "can't renew the node certificate");
+                    }
+                },
+            }
+        }
+    }
+
+    async fn renew_once(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {
+        let renewed = self
+            .renew_anywhere(identity)
+            .await
+            .map_err(|e| e.to_string())?;
+        let (dir, to_store) = (self.dir.clone(), renewed.clone());
+        tokio::task::spawn_blocking(move || dir.store(&to_store))
+            .await
+            .map_err(|e| e.to_string())?
+            .map_err(|e| e.to_string())?;
+        self.security
+            .update(renewed.clone())
+            .map_err(|e| e.to_string())?;
+        Ok(renewed)
+    }
+
+    async fn renew_anywhere(&self, identity: &NodeIdentity) -> Result<NodeIdentity, RenewError> {
+        let addrs = self.managers.borrow().clone();
+        let mut last = RenewError::Connect(ConnectError::Transport {
+            addr: "the managers".into(),
+            reason: "no manager is known".into(),
+        });
+        for addr in addrs {
+            let channel = match connect::connect(&addr, &self.security).await {
+                Ok(channel) => channel,
+                Err(error) => {
+                    last = error.into();
+                    continue;
+                }
+            };
+            match renew(identity, channel, self.security.clock()).await {
+                Ok(renewed) => return Ok(renewed),
+                Err(error) => last = error,
+            }
+        }
+        Err(last)
+    }
+}
+
+/// Pause after this many failures in a row.
+fn backoff(failures: u32) -> Duration {
+    let factor = BACKOFF_FACTOR.saturating_pow(failures.saturating_sub(1));
+    BACKOFF_BASE.saturating_mul(factor).min(BACKOFF_MAX)
+}
+
+/// Without randomness the middle of the window is as good.
+fn random() -> u64 {
+    let mut bytes = [0_u8; 8];
+    match ring::rand::SystemRandom::new().fill(&mut bytes) {
+        Ok(()) => u64::from_ne_bytes(bytes),
+        Err(_) => u64::MAX / 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn backoff_grows_to_an_hour() {
+        let seconds: Vec<u64> = (1..8).map(|n| backoff(n).as_secs()).collect();
+        assert_eq!(seconds, [5, 25, 125, 625, 3125, 3600, 3600]);
+        assert_eq!(backoff(u32::MAX), BACKOFF_MAX);
+    }
+}

@@ -1,0 +1,538 @@
+//! What the operator asked for: flags, then environment, then the config file, then defaults.
+//!
+//! Every source is read as text first and checked in one place, so all that is wrong is said at
+//! once. Names, meanings and defaults of SwarmKit's flags are kept.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+use serde::Deserialize;
+
+use crate::ca::token::JoinToken;
+
+/// SwarmKit's port.
+pub const DEFAULT_PORT: u16 = 4242;
+/// What one tick of `--heartbeat-tick` and `--election-tick` is. SwarmKit's is a second, which makes
+/// a lost leader cost ten of them; with the default ticks a new one is called for here within half a second.
+pub const TICK: Duration = Duration::from_millis(50);
+
+/// The command line.
+#[derive(Debug, Parser)]
+#[command(
+    name = "swarmd",
+    version,
+    disable_version_flag = true,
+    about = "Runs one node of a cluster: manager, worker, or both",
+    after_help = "Examples:\n  \
+        swarmd --listen-remote-api 0.0.0.0:4242                        start a new cluster\n  \
+        swarmd --join-addr 10.0.0.1:4242 --join-token SWMTKN-1-…       join one\n  \
+        swarmd -d ./node-1 --listen-control-api ./node-1/swarm.sock --hostname node-1\n  \
+        swarmd leave                                                   leave the cluster and empty this node\n\n\
+        Stopping swarmd (SIGTERM, SIGINT) leaves its containers running; it adopts them at its next start."
+)]
+pub struct Cli {
+    /// Print the version and exit
+    #[arg(short = 'v', long, action = clap::ArgAction::Version)]
+    version: Option<bool>,
+    /// Read settings from this YAML file; keys are the long flags without dashes in front
+    #[arg(long, env = "SWARMD_CONFIG", value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// The settings.
+    #[command(flatten)]
+    settings: Settings,
+    /// What to do instead of running the daemon.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+}
+
+/// What swarmd does besides running.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Stop and remove all tasks of this node, tell the managers, and leave the cluster
+    Leave {
+        /// Leave even where no manager can be told, or this is the last manager
+        #[arg(long, short)]
+        force: bool,
+    },
+}
+
+/// Settings as text, from any source.
+#[derive(Debug, Clone, Default, Args, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+struct Settings {
+    /// Log level: error, warn, info, debug, trace (or a tracing filter such as swarmd=debug) [default: info]
+    #[arg(short = 'l', long, env = "SWARMD_LOG_LEVEL")]
+    log_level: Option<String>,
+    /// Log format: text or json [default: text]
+    #[arg(long, env = "SWARMD_LOG_FORMAT")]
+    log_format: Option<String>,
+    /// State directory [default: /var/lib/swarmd]
+    #[arg(short = 'd', long, env = "SWARMD_STATE_DIR", value_name = "DIR")]
+    state_dir: Option<String>,
+    /// Token to join with; it decides whether this node is a worker or a manager
+    #[arg(
+        long,
+        env = "SWARMD_JOIN_TOKEN",
+        hide_env_values = true,
+        value_name = "TOKEN"
+    )]
+    join_token: Option<String>,
+    /// File that holds the join token, so that it shows in no process list
+    #[arg(long, env = "SWARMD_JOIN_TOKEN_FILE", value_name = "FILE")]
+    join_token_file: Option<String>,
+    /// Manager to join through (host:port); only needed the first time
+    #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDR")]
+    join_addr: Option<String>,
+    /// containerd's socket [default: unix:///run/containerd/containerd.sock]
+    #[arg(long, env = "SWARMD_ENGINE_ADDR", value_name = "ADDR")]
+    engine_addr: Option<String>,
+    /// containerd namespace of this node [default: swarm-NODE_ID]
+    #[arg(long, env = "SWARMD_CONTAINERD_NAMESPACE", value_name = "NAME")]
+    containerd_namespace: Option<String>,
+    /// What runs tasks: containerd, simulated or none [default: containerd]
+    #[arg(long, env = "SWARMD_EXECUTOR")]
+    executor: Option<String>,
+    /// Registry (host or host:port, address or CIDR) to reach over plain HTTP; repeatable
+    #[arg(
+        long,
+        env = "SWARMD_INSECURE_REGISTRY",
+        value_delimiter = ',',
+        value_name = "REGISTRY"
+    )]
+    #[serde(default)]
+    insecure_registry: Vec<String>,
+    /// PEM file with CA certificates that registries are checked against, besides the system's
+    #[arg(long, env = "SWARMD_REGISTRY_CA", value_name = "FILE")]
+    registry_ca: Option<String>,
+    /// Host name that this node reports [default: the system's]
+    #[arg(long, env = "SWARMD_HOSTNAME", value_name = "NAME")]
+    hostname: Option<String>,
+    /// Availability when the node first joins: active, pause or drain [default: active]
+    #[arg(long, env = "SWARMD_AVAILABILITY")]
+    availability: Option<String>,
+    /// Address (host:port) that other nodes reach this one at [default: as the leader sees it]
+    #[arg(long, env = "SWARMD_ADVERTISE_REMOTE_API", value_name = "ADDR")]
+    advertise_remote_api: Option<String>,
+    /// Address that the manager API listens on [default: 0.0.0.0:4242]
+    #[arg(long, env = "SWARMD_LISTEN_REMOTE_API", value_name = "ADDR")]
+    listen_remote_api: Option<String>,
+    /// Path of the local control socket [default: /var/run/swarmd.sock]
+    #[arg(long, env = "SWARMD_LISTEN_CONTROL_API", value_name = "PATH")]
+    listen_control_api: Option<String>,
+    /// Generic resources of this node: fpga=2,gpu=UUID1,gpu=UUID2
+    #[arg(long, env = "SWARMD_GENERIC_NODE_RESOURCES", value_name = "LIST")]
+    generic_node_resources: Option<String>,
+    /// Labels that this node reports (engine.labels.KEY in constraints): KEY=VALUE; repeatable
+    #[arg(
+        long,
+        env = "SWARMD_ENGINE_LABEL",
+        value_delimiter = ',',
+        value_name = "KEY=VALUE"
+    )]
+    #[serde(default)]
+    engine_label: Vec<String>,
+    /// Raft heartbeat in ticks of 50 ms [default: 1]
+    #[arg(long, env = "SWARMD_HEARTBEAT_TICK", value_name = "TICKS")]
+    heartbeat_tick: Option<String>,
+    /// Raft election timeout in ticks of 50 ms [default: 10]
+    #[arg(long, env = "SWARMD_ELECTION_TICK", value_name = "TICKS")]
+    election_tick: Option<String>,
+}
+
+/// Valid settings.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// tracing's filter.
+    pub log_level: String,
+    /// JSON lines instead of text.
+    pub log_json: bool,
+    /// Where everything that must survive a restart is.
+    pub state_dir: PathBuf,
+    /// How to join; none starts a cluster, unless there is one on disk.
+    pub join: Option<Join>,
+    /// The manager to join through, also when no token was given: a node that has its certificate
+    /// needs none.
+    pub join_addr: Option<String>,
+    /// containerd's socket.
+    pub engine_addr: String,
+    /// containerd namespace; none derives it from the node id.
+    pub containerd_namespace: Option<String>,
+    /// What runs tasks.
+    pub executor: ExecutorKind,
+    /// Registries reached over HTTP.
+    pub insecure_registries: Vec<String>,
+    /// CA certificates of registries.
+    pub registry_ca: Option<PathBuf>,
+    /// Host name to report; none asks the system.
+    pub hostname: Option<String>,
+    /// Availability at first join.
+    pub availability: swarm_proto::pb::node_spec::Availability,
+    /// Address to tell others.
+    pub advertise_remote_api: Option<String>,
+    /// Where the manager API listens.
+    pub listen_remote_api: SocketAddr,
+    /// Where the control socket is.
+    pub listen_control_api: PathBuf,
+    /// Generic resources to report.
+    pub generic_resources: std::collections::BTreeMap<String, swarm_proto::resources::Generic>,
+    /// Labels to report.
+    pub engine_labels: std::collections::BTreeMap<String, String>,
+    /// Raft heartbeat, in ticks.
+    pub heartbeat_ticks: u32,
+    /// Raft election timeout, in ticks.
+    pub election_ticks: u32,
+}
+
+/// How to join a cluster.
+#[derive(Debug, Clone)]
+pub struct Join {
+    /// A manager, host:port.
+    pub addr: String,
+    /// The token.
+    pub token: JoinToken,
+}
+
+/// What runs tasks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExecutorKind {
+    /// Containers, by containerd.
+    Containerd,
+    /// Nothing real; for tests and benches.
+    Simulated,
+    /// No tasks here.
+    None,
+}
+
+/// All that is wrong with the settings.
+#[derive(Debug, thiserror::Error)]
+#[error("{}", .0.join("\n"))]
+pub struct ConfigErrors(pub Vec<String>);
+
+impl Cli {
+    /// Checks everything and reports everything that is wrong.
+    ///
+    /// # Errors
+    /// One line a mistake, each naming the flag, the value and the way out.
+    pub fn config(&self) -> Result<Config, ConfigErrors> {
+        let file = match &self.config {
+            Some(path) => read_file(path).map_err(|e| ConfigErrors(vec![e]))?,
+            None => Settings::default(),
+        };
+        check(self.settings.clone().over(file))
+    }
+}
+
+fn read_file(path: &Path) -> Result<Settings, String> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| format!("--config {}: can't be read: {e}", path.display()))?;
+    if text.trim().is_empty() {
+        return Ok(Settings::default());
+    }
+    serde_saphyr::from_str(&text).map_err(|e| format!("--config {}: {e}", path.display()))
+}
+
+impl Settings {
+    /// What is set here, and the rest from `other`.
+    fn over(self, other: Self) -> Self {
+        let list = |a: Vec<String>, b| if a.is_empty() { b } else { a };
+        Self {
+            log_level: self.log_level.or(other.log_level),
+            log_format: self.log_format.or(other.log_format),
+            state_dir: self.state_dir.or(other.state_dir),
+            join_token: self.join_token.or(other.join_token),
+            join_token_file: self.join_token_file.or(other.join_token_file),
+            join_addr: self.join_addr.or(other.join_addr),
+            engine_addr: self.engine_addr.or(other.engine_addr),
+            containerd_namespace: self.containerd_namespace.or(other.containerd_namespace),
+            executor: self.executor.or(other.executor),
+            insecure_registry: list(self.insecure_registry, other.insecure_registry),
+            registry_ca: self.registry_ca.or(other.registry_ca),
+            hostname: self.hostname.or(other.hostname),
+            availability: self.availability.or(other.availability),
+            advertise_remote_api: self.advertise_remote_api.or(other.advertise_remote_api),
+            listen_remote_api: self.listen_remote_api.or(other.listen_remote_api),
+            listen_control_api: self.listen_control_api.or(other.listen_control_api),
+            generic_node_resources: self.generic_node_resources.or(other.generic_node_resources),
+            engine_label: list(self.engine_label, other.engine_label),
+            heartbeat_tick: self.heartbeat_tick.or(other.heartbeat_tick),
+            election_tick: self.election_tick.or(other.election_tick),
+        }
+    }
+}
+
+/// Collects mistakes while values are checked.
+#[derive(Debug, Default)]
+struct Check {
+    errors: Vec<String>,
+}
+
+impl Check {
+    /// The value, parsed; a mistake is noted and the default stands in until all are reported.
+    fn parse<T>(
+        &mut self,
+        flag: &str,
+        value: Option<&str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
+        let Some(value) = value else { return default };
+        match parse(value) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                self.errors.push(format!("--{flag} {value:?}: {reason}"));
+                default
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "one paragraph a setting")]
+fn check(s: Settings) -> Result<Config, ConfigErrors> {
+    use swarm_proto::pb::node_spec::Availability;
+    let mut c = Check::default();
+    let log_level = c.parse(
+        "log-level",
+        s.log_level.as_deref(),
+        "info".to_owned(),
+        log_level,
+    );
+    let log_json = c.parse("log-format", s.log_format.as_deref(), false, |v| match v {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        _ => Err("must be text or json".to_owned()),
+    });
+    let executor = c.parse(
+        "executor",
+        s.executor.as_deref(),
+        ExecutorKind::Containerd,
+        |v| match v {
+            "containerd" => Ok(ExecutorKind::Containerd),
+            "simulated" => Ok(ExecutorKind::Simulated),
+            "none" => Ok(ExecutorKind::None),
+            _ => Err("must be containerd, simulated or none".to_owned()),
+        },
+    );
+    let availability = c.parse(
+        "availability",
+        s.availability.as_deref(),
+        Availability::Active,
+        |v| match v {
+            "active" => Ok(Availability::Active),
+            "pause" => Ok(Availability::Pause),
+            "drain" => Ok(Availability::Drain),
+            _ => Err("must be active, pause or drain".to_owned()),
+        },
+    );
+    let any = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT));
+    let listen = c.parse(
+        "listen-remote-api",
+        s.listen_remote_api.as_deref(),
+        any,
+        socket_addr,
+    );
+    let advertise = c.parse(
+        "advertise-remote-api",
+        s.advertise_remote_api.as_deref(),
+        None,
+        |v| host_port(v).map(Some),
+    );
+    let hostname = c.parse("hostname", s.hostname.as_deref(), None, |v| {
+        hostname(v).map(Some)
+    });
+    let engine = "unix:///run/containerd/containerd.sock".to_owned();
+    let engine_addr = c.parse("engine-addr", s.engine_addr.as_deref(), engine, engine_addr);
+    let namespace = c.parse(
+        "containerd-namespace",
+        s.containerd_namespace.as_deref(),
+        None,
+        |v| namespace(v).map(Some),
+    );
+    let generic = c.parse(
+        "generic-node-resources",
+        s.generic_node_resources.as_deref(),
+        std::collections::BTreeMap::new(),
+        |v| swarm_proto::resources::parse_generic(v).map_err(|e| e.to_string()),
+    );
+    let heartbeat = c.parse("heartbeat-tick", s.heartbeat_tick.as_deref(), 1, ticks);
+    let election = c.parse("election-tick", s.election_tick.as_deref(), 10, ticks);
+    if election <= heartbeat {
+        c.errors.push(format!(
+            "--election-tick {election}: must be greater than --heartbeat-tick {heartbeat}"
+        ));
+    }
+    let join = check_join(&mut c, &s);
+    let engine_labels = check_labels(&mut c, &s.engine_label);
+    let state_dir = PathBuf::from(s.state_dir.unwrap_or_else(|| "/var/lib/swarmd".to_owned()));
+    let control = s
+        .listen_control_api
+        .unwrap_or_else(|| "/var/run/swarmd.sock".to_owned());
+    if !c.errors.is_empty() {
+        return Err(ConfigErrors(c.errors));
+    }
+    Ok(Config {
+        log_level,
+        log_json,
+        state_dir,
+        join,
+        join_addr: s.join_addr,
+        engine_addr,
+        containerd_namespace: namespace,
+        executor,
+        insecure_registries: s.insecure_registry,
+        registry_ca: s.registry_ca.map(PathBuf::from),
+        hostname,
+        availability,
+        advertise_remote_api: advertise,
+        listen_remote_api: listen,
+        listen_control_api: PathBuf::from(control),
+        generic_resources: generic,
+        engine_labels,
+        heartbeat_ticks: heartbeat,
+        election_ticks: election,
+    })
+}
+
+fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
+    let token = match (&s.join_token, &s.join_token_file) {
+        (Some(_), Some(_)) => {
+            c.errors
+                .push("--join-token and --join-token-file: give one of them".to_owned());
+            return None;
+        }
+        (Some(token), None) => Some(token.clone()),
+        (None, Some(file)) => match std::fs::read_to_string(file) {
+            Ok(text) => Some(text),
+            Err(e) => {
+                c.errors
+                    .push(format!("--join-token-file {file}: can't be read: {e}"));
+                return None;
+            }
+        },
+        (None, None) => None,
+    };
+    let parsed = token.map(|t| t.trim().parse::<JoinToken>());
+    let token = match parsed {
+        // The value is a secret: the message names the flag alone.
+        Some(Err(e)) => {
+            c.errors.push(format!("--join-token: {e}"));
+            None
+        }
+        Some(Ok(token)) => Some(token),
+        None => None,
+    };
+    let addr = c.parse("join-addr", s.join_addr.as_deref(), None, |v| {
+        host_port(v).map(Some)
+    });
+    match (addr, token) {
+        (Some(addr), Some(token)) => Some(Join { addr, token }),
+        (Some(_), None) if s.join_token.is_none() && s.join_token_file.is_none() => {
+            // A node that has its certificate needs no token any more: decided at start.
+            None
+        }
+        (None, Some(_)) if s.join_addr.is_none() => {
+            c.errors.push(
+                "--join-token: also needs --join-addr, the address of a manager (host:port)"
+                    .to_owned(),
+            );
+            None
+        }
+        (Some(_) | None, None) | (None, Some(_)) => None,
+    }
+}
+
+fn check_labels(c: &mut Check, labels: &[String]) -> std::collections::BTreeMap<String, String> {
+    let mut map = std::collections::BTreeMap::new();
+    for label in labels {
+        match label.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                map.insert(key.to_owned(), value.to_owned());
+            }
+            Some(_) | None => {
+                c.errors
+                    .push(format!("--engine-label {label:?}: must be KEY=VALUE"));
+            }
+        }
+    }
+    map
+}
+
+fn log_level(value: &str) -> Result<String, String> {
+    // SwarmKit's levels that tracing does not know.
+    let level = match value {
+        "fatal" | "panic" => "error",
+        "warning" => "warn",
+        other => other,
+    };
+    let known = ["error", "warn", "info", "debug", "trace", "off"].contains(&level);
+    if known || level.contains('=') && tracing_subscriber::EnvFilter::try_new(level).is_ok() {
+        Ok(level.to_owned())
+    } else {
+        Err("must be error, warn, info, debug or trace".to_owned())
+    }
+}
+
+fn socket_addr(value: &str) -> Result<SocketAddr, String> {
+    value.parse().map_err(|_| {
+        format!("must be an IP address and a port, for example 0.0.0.0:{DEFAULT_PORT}")
+    })
+}
+
+fn host_port(value: &str) -> Result<String, String> {
+    let reason = || format!("must be host:port, for example 10.0.0.1:{DEFAULT_PORT}");
+    let (host, port) = value.rsplit_once(':').ok_or_else(reason)?;
+    let port: u16 = port.parse().map_err(|_| reason())?;
+    if host.is_empty() || port == 0 || host.contains(char::is_whitespace) {
+        return Err(reason());
+    }
+    Ok(value.to_owned())
+}
+
+fn hostname(value: &str) -> Result<String, String> {
+    let valid = !value.is_empty()
+        && value.len() <= 253
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    if valid {
+        Ok(value.to_owned())
+    } else {
+        Err("must have 1 to 253 letters, digits, dashes, dots and underscores".to_owned())
+    }
+}
+
+fn engine_addr(value: &str) -> Result<String, String> {
+    let path = value.strip_prefix("unix://").unwrap_or(value);
+    if path.starts_with('/') {
+        Ok(format!("unix://{path}"))
+    } else {
+        Err("must be the path of containerd's socket, for example \
+             unix:///run/containerd/containerd.sock"
+            .to_owned())
+    }
+}
+
+fn namespace(value: &str) -> Result<String, String> {
+    let valid = !value.is_empty()
+        && value.len() <= 76
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    if valid {
+        Ok(value.to_owned())
+    } else {
+        Err("must have 1 to 76 letters, digits, dashes, dots and underscores".to_owned())
+    }
+}
+
+fn ticks(value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(ticks @ 1..=600) => Ok(ticks),
+        Ok(_) | Err(_) => Err("must be a number of ticks from 1 to 600".to_owned()),
+    }
+}
+
+#[cfg(test)]
+#[path = "config_tests.rs"]
+mod tests;

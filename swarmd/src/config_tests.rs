@@ -1,0 +1,133 @@
+//! The settings: sources, defaults, and every mistake at once.
+
+use clap::Parser as _;
+
+use super::*;
+
+fn config(args: &[&str]) -> Result<Config, ConfigErrors> {
+    let args = std::iter::once("swarmd").chain(args.iter().copied());
+    Cli::try_parse_from(args).unwrap().config()
+}
+
+fn token() -> String {
+    let root = crate::ca::RootDigest::of(b"a root certificate");
+    JoinToken::generate(root).unwrap().reveal().to_string()
+}
+
+#[test]
+fn lines_from_tutorials_work_as_typed() {
+    let manager = config(&["--listen-remote-api", "0.0.0.0:4242"]).unwrap();
+    assert_eq!(manager.listen_remote_api.port(), 4242);
+    assert!(manager.join.is_none());
+    let token = token();
+    let worker = config(&["--join-addr", "10.0.0.1:4242", "--join-token", &token]).unwrap();
+    assert_eq!(worker.join.unwrap().addr, "10.0.0.1:4242");
+    let line = [
+        "-d",
+        "./node-1",
+        "--listen-control-api",
+        "./node-1/swarm.sock",
+        "--hostname",
+        "node-1",
+    ];
+    let node = config(&line).unwrap();
+    assert_eq!(node.state_dir, PathBuf::from("./node-1"));
+    assert_eq!(
+        node.listen_control_api,
+        PathBuf::from("./node-1/swarm.sock")
+    );
+    assert_eq!(node.hostname.as_deref(), Some("node-1"));
+}
+
+#[test]
+fn defaults_are_swarmkits() {
+    let config = config(&[]).unwrap();
+    assert_eq!(config.state_dir, PathBuf::from("/var/lib/swarmd"));
+    assert_eq!(config.listen_remote_api.to_string(), "0.0.0.0:4242");
+    assert_eq!(
+        config.listen_control_api,
+        PathBuf::from("/var/run/swarmd.sock")
+    );
+    assert_eq!((config.heartbeat_ticks, config.election_ticks), (1, 10));
+    assert_eq!(config.log_level, "info");
+    assert_eq!(config.executor, ExecutorKind::Containerd);
+}
+
+#[test]
+fn every_mistake_is_reported_at_once() {
+    let wrong = [
+        ("--listen-remote-api", "nowhere"),
+        ("--executor", "docker"),
+        ("--availability", "lazy"),
+        ("--hostname", "no spaces please"),
+        ("--engine-addr", "tcp://10.0.0.1:2375"),
+        ("--join-addr", "10.0.0.1"),
+        ("--join-token", "SWMTKN-1-short"),
+        ("--generic-node-resources", "gpu"),
+        ("--heartbeat-tick", "-1"),
+        ("--log-level", "loud"),
+        ("--log-format", "xml"),
+        ("--engine-label", "novalue"),
+    ];
+    let args: Vec<String> = wrong
+        .iter()
+        .map(|(flag, value)| format!("{flag}={value}"))
+        .collect();
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    let errors = config(&args).unwrap_err();
+    for (flag, _) in wrong {
+        assert!(
+            errors.0.iter().any(|e| e.starts_with(flag)),
+            "{flag} in:\n{errors}"
+        );
+    }
+    assert!(
+        !errors.to_string().contains("SWMTKN-1-short"),
+        "a token is a secret:\n{errors}"
+    );
+}
+
+#[test]
+fn flags_go_before_the_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("swarmd.yaml");
+    std::fs::write(
+        &path,
+        "hostname: from-file\nexecutor: none\nengine-label: [a=b]\n",
+    )
+    .unwrap();
+    let path = path.to_str().unwrap();
+    let merged = config(&["--config", path, "--hostname", "from-flag"]).unwrap();
+    assert_eq!(merged.hostname.as_deref(), Some("from-flag"));
+    assert_eq!(merged.executor, ExecutorKind::None);
+    assert_eq!(merged.engine_labels["a"], "b");
+}
+
+#[test]
+fn a_file_with_a_key_nobody_knows_is_refused() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("swarmd.yaml");
+    std::fs::write(&path, "hostnam: typo\n").unwrap();
+    let error = config(&["--config", path.to_str().unwrap()])
+        .unwrap_err()
+        .to_string();
+    assert!(error.contains("hostnam"), "{error}");
+    let missing = config(&["--config", "/nonexistent/swarmd.yaml"])
+        .unwrap_err()
+        .to_string();
+    assert!(missing.contains("/nonexistent/swarmd.yaml"), "{missing}");
+}
+
+#[test]
+fn a_token_can_come_from_a_file() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("token");
+    std::fs::write(&path, format!("{}\n", token())).unwrap();
+    let path = path.to_str().unwrap();
+    let joined = config(&["--join-addr", "m:4242", "--join-token-file", path]).unwrap();
+    assert!(joined.join.is_some());
+    let alone = config(&["--join-token-file", path])
+        .unwrap_err()
+        .to_string();
+    assert!(alone.contains("--join-addr"), "{alone}");
+}

@@ -1,0 +1,140 @@
+//! The process: settings, logs, signals, exit code.
+//!
+//! Exit codes: 0 stopped or left as asked, 1 failed, 2 wrong settings.
+
+#![allow(
+    clippy::print_stderr,
+    reason = "the process speaks to its operator before logs are up"
+)]
+
+use std::io::IsTerminal as _;
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use swarm_proto::own;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+use tracing_subscriber::EnvFilter;
+
+use crate::config::{Cli, Command, Config};
+use crate::node;
+
+/// Runs what the command line asks for.
+pub fn run() -> ExitCode {
+    let cli = Cli::parse();
+    let config = match cli.config() {
+        Ok(config) => config,
+        Err(errors) => {
+            for error in &errors.0 {
+                eprintln!("swarmd: {error}");
+            }
+            eprintln!("swarmd: see `swarmd --help`");
+            return ExitCode::from(2);
+        }
+    };
+    // One crypto provider for the whole process, also for libraries that ask for the default.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let runtime = match tokio::runtime::Builder::new_multi_thread()
+        .enable_all()
+        .build()
+    {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("swarmd: can't start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    let result = match &cli.command {
+        None => {
+            start_logs(&config);
+            runtime.block_on(serve(config))
+        }
+        Some(Command::Leave { force }) => runtime.block_on(leave(&config, *force)),
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("swarmd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn start_logs(config: &Config) {
+    // A bare level is about swarmd; its libraries speak from warnings on.
+    let filter = match config.log_level.as_str() {
+        level @ ("debug" | "trace") => {
+            format!(
+                "{level},h2=warn,hyper=warn,hyper_util=warn,tower=warn,openraft=warn,rustls=warn,tonic=warn"
+            )
+        }
+        level => format!("{level},openraft=error"),
+    };
+    let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how logs look is the process's own affair"
+    )]
+    let plain = std::env::var_os("NO_COLOR").is_some();
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_writer(std::io::stderr);
+    // Fails only when a subscriber is set already: in-process tests do so.
+    let _ = if config.log_json {
+        builder.json().try_init()
+    } else {
+        builder.try_init()
+    };
+}
+
+async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
+    let cancel = CancellationToken::new();
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut running = std::pin::pin!(node::run(config, cancel.clone()));
+    tokio::select! {
+        biased;
+        _ = terminate.recv() => tracing::info!("stopping on SIGTERM; containers keep running"),
+        _ = interrupt.recv() => tracing::info!("stopping on SIGINT; containers keep running"),
+        ended = &mut running => return Ok(ended?),
+    }
+    cancel.cancel();
+    Ok(running.await?)
+}
+
+async fn leave(config: &Config, force: bool) -> Result<(), Box<dyn std::error::Error>> {
+    let path = config.listen_control_api.clone();
+    let shown = path.display().to_string();
+    let channel = tonic::transport::Endpoint::from_static("http://localhost")
+        .connect_with_connector(tower::service_fn(move |_| {
+            let path = path.clone();
+            async move {
+                let stream = tokio::net::UnixStream::connect(path).await?;
+                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
+            }
+        }))
+        .await
+        .map_err(|_| {
+            format!(
+                "can't reach swarmd at {shown}: a node leaves while its swarmd runs; start it, or \
+                 name its socket with --listen-control-api"
+            )
+        })?;
+    let mut client = own::operator_client::OperatorClient::new(channel);
+    let left = client
+        .leave(own::LeaveRequest { force })
+        .await
+        .map_err(|s| s.message().to_owned())?;
+    let left = left.into_inner();
+    eprintln!(
+        "left the cluster; {} tasks removed{}",
+        left.removed_tasks,
+        if left.acknowledged {
+            ""
+        } else {
+            "; no manager could be told"
+        }
+    );
+    Ok(())
+}

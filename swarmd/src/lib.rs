@@ -1,0 +1,20 @@
+//! One daemon per host: manager, worker, or both.
+//!
+//! - [`config`]: flags, environment and file, checked at once.
+//! - [`node`]: who this node is; starts and stops manager and agent.
+//! - [`manager`]: one log, one writer, one pass. [`agent`]: runs the tasks it is given. They never
+//!   import each other: also on the same host they meet over gRPC.
+//! - [`ca`]: identity, certificates, TLS. [`clock`]: the only clock.
+
+pub mod agent;
+pub mod ca;
+pub mod clock;
+pub mod config;
+mod daemon;
+mod executors;
+pub mod manager;
+pub mod node;
+pub mod operator;
+pub mod state_dir;
+
+pub use daemon::run;

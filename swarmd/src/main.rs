@@ -1,0 +1,7 @@
+//! The daemon: parses its settings, runs, and says how it ended.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    swarmd::run()
+}

@@ -1,0 +1,108 @@
+//! Founding a cluster: root CA, join tokens, the cluster object, and the first node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_proto::id::{ClusterId, NodeId};
+use swarm_proto::pb;
+use swarm_proto::time::{Timestamp, duration_to_wire};
+
+use super::caserver::{new_node, sign};
+use super::store::{Change, Cluster, Meta};
+use super::writer::Store;
+use crate::ca::root::new_key_and_csr;
+use crate::ca::{JoinToken, NodeIdentity, NodeSubject, Role, RootCa};
+use crate::clock::Clock;
+
+/// SwarmKit's defaults for a new cluster.
+const TASK_HISTORY: i64 = 5;
+const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
+const CERT_EXPIRY: Duration = Duration::from_secs(2160 * 3600);
+
+/// Why a cluster could not be founded.
+#[derive(Debug, thiserror::Error)]
+#[error("can't found a cluster: {0}")]
+pub struct BootstrapError(String);
+
+fn because(error: impl std::fmt::Display) -> BootstrapError {
+    BootstrapError(error.to_string())
+}
+
+/// Makes the cluster and this node's identity, and writes both into the store. The identity is not
+/// on disk yet.
+///
+/// # Errors
+/// When there is no randomness, or the log does not take the write.
+pub async fn found(
+    store: &Store,
+    clock: &Clock,
+    node_id: NodeId,
+    availability: pb::node_spec::Availability,
+) -> Result<NodeIdentity, BootstrapError> {
+    let now = clock.now();
+    let root = RootCa::generate(now).map_err(because)?;
+    let cluster = cluster(&root, now)?;
+    let (key, csr) = new_key_and_csr().map_err(because)?;
+    let subject = NodeSubject {
+        node_id,
+        role: Role::Manager,
+        cluster_id: cluster.id,
+    };
+    let certificate = sign(&cluster, &subject, csr.as_bytes(), clock).map_err(because)?;
+    let pem = String::from_utf8(certificate.certificate.clone()).map_err(because)?;
+    let identity = NodeIdentity::from_pem(&pem, &key, root.cert_pem()).map_err(because)?;
+    let node = new_node(node_id, Role::Manager, availability, certificate, clock);
+    let changes = vec![
+        Change::CreateCluster(Arc::new(cluster)),
+        Change::CreateNode(Arc::new(node)),
+    ];
+    let written = store.write(now, changes).await.map_err(because)?;
+    for result in written.results {
+        result.map_err(because)?;
+    }
+    Ok(identity)
+}
+
+fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {
+    let token = || {
+        let token = JoinToken::generate(root.digest()).map_err(because)?;
+        Ok::<_, BootstrapError>(token.reveal().to_string())
+    };
+    Ok(Cluster {
+        id: ClusterId::from_raw(super::random_id()),
+        meta: Meta {
+            created_at: now,
+            updated_at: now,
+            ..Meta::default()
+        },
+        spec: pb::ClusterSpec {
+            annotations: Some(pb::Annotations {
+                name: "default".to_owned(),
+                ..Default::default()
+            }),
+            orchestration: Some(pb::OrchestrationConfig {
+                task_history_retention_limit: TASK_HISTORY,
+            }),
+            dispatcher: Some(pb::DispatcherConfig {
+                heartbeat_period: Some(duration_to_wire(HEARTBEAT_PERIOD)),
+            }),
+            ca_config: Some(pb::CaConfig {
+                node_cert_expiry: Some(duration_to_wire(CERT_EXPIRY)),
+                ..Default::default()
+            }),
+            ..Default::default()
+        },
+        root_ca: pb::RootCa {
+            ca_cert: root.cert_pem().as_bytes().to_vec(),
+            ca_key: root.key_pem().as_bytes().to_vec(),
+            ca_cert_hash: root.digest().to_string(),
+            join_tokens: Some(pb::JoinTokens {
+                worker: token()?,
+                manager: token()?,
+            }),
+            ..Default::default()
+        },
+        blacklist: std::collections::BTreeMap::new(),
+        unlock_keys: Vec::new(),
+    })
+}

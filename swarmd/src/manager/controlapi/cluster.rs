@@ -1,0 +1,187 @@
+//! The cluster object: read, settings, join-token rotation.
+
+use std::sync::Arc;
+
+use swarm_proto::cluster::ClusterSpec;
+use swarm_proto::pb;
+
+use super::error::Error;
+use super::filter::Common;
+use super::{ControlApi, version_of};
+use crate::ca::root::RootDigest;
+use crate::ca::token::JoinToken;
+use crate::manager::convert;
+use crate::manager::store::{Change, Cluster};
+
+impl ControlApi {
+    pub(super) async fn get_cluster_by(&self, text: &str) -> Result<pb::GetClusterResponse, Error> {
+        let cluster = self.cluster(text).await?;
+        Ok(pb::GetClusterResponse {
+            cluster: Some(convert::cluster_to_wire(&cluster)),
+        })
+    }
+
+    pub(super) async fn list_clusters_by(
+        &self,
+        request: pb::ListClustersRequest,
+    ) -> Result<pb::ListClustersResponse, Error> {
+        let filters = request.filters.unwrap_or_default();
+        let common = Common {
+            names: &filters.names,
+            name_prefixes: &filters.name_prefixes,
+            id_prefixes: &filters.id_prefixes,
+            labels: Some(&filters.labels),
+        };
+        let cluster = self.store.read().await?.cluster;
+        let pass = |c: &Arc<Cluster>| {
+            let annotations = c.spec.annotations.clone().unwrap_or_default();
+            common.pass(&c.id, &annotations.name, &annotations.labels)
+        };
+        let clusters = cluster.iter().filter(|c| pass(c));
+        let clusters = clusters.map(|c| convert::cluster_to_wire(c)).collect();
+        Ok(pb::ListClustersResponse { clusters })
+    }
+
+    pub(super) async fn update_cluster_by(
+        &self,
+        request: pb::UpdateClusterRequest,
+    ) -> Result<pb::UpdateClusterResponse, Error> {
+        let expected = version_of(request.cluster_version.as_ref())?;
+        let old = self.cluster(&request.cluster_id).await?;
+        let mut cluster = old.as_ref().clone();
+        cluster.meta.version = expected;
+        if let Some(spec) = request.spec {
+            check_spec(&old, &spec)?;
+            cluster.spec = spec;
+        }
+        let rotation = request.rotation.unwrap_or_default();
+        if rotation.manager_unlock_key {
+            return Err(Error::Unimplemented(
+                "cluster: this version has no autolock and so no unlock key to rotate".to_owned(),
+            ));
+        }
+        rotate_tokens(&mut cluster, &rotation)?;
+        self.write(Change::UpdateCluster(Arc::new(cluster))).await?;
+        let cluster = self.cluster(&request.cluster_id).await?;
+        Ok(pb::UpdateClusterResponse {
+            cluster: Some(convert::cluster_to_wire(&cluster)),
+        })
+    }
+
+    async fn cluster(&self, text: &str) -> Result<Arc<Cluster>, Error> {
+        let cluster = self
+            .store
+            .read()
+            .await?
+            .cluster
+            .filter(|c| c.id.to_string() == text);
+        cluster.ok_or_else(|| Error::NotFound {
+            kind: "cluster",
+            name: text.to_owned(),
+        })
+    }
+}
+
+fn rotate_tokens(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Result<(), Error> {
+    let digest = RootDigest::of(&cluster.root_ca.ca_cert);
+    let new_token = || {
+        let token = JoinToken::generate(digest);
+        let token = token.map_err(|e| Error::FailedPrecondition(e.to_string()))?;
+        Ok::<_, Error>(token.reveal().to_string())
+    };
+    let tokens = cluster.root_ca.join_tokens.get_or_insert_default();
+    if rotation.worker_join_token {
+        tokens.worker = new_token()?;
+    }
+    if rotation.manager_join_token {
+        tokens.manager = new_token()?;
+    }
+    Ok(())
+}
+
+/// All that is wrong with a new cluster spec, and what this version does not serve.
+fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
+    ClusterSpec::try_from(spec)?;
+    let ca = |spec: &pb::ClusterSpec| {
+        let ca = spec.ca_config.clone().unwrap_or_default();
+        (
+            ca.external_cas,
+            ca.signing_ca_cert,
+            ca.signing_ca_key,
+            ca.force_rotate,
+        )
+    };
+    let (before, after) = (ca(&old.spec), ca(spec));
+    if before != after {
+        return Err(Error::Unimplemented(
+            "cluster: this version does not rotate the root CA or use external CAs".to_owned(),
+        ));
+    }
+    if spec.encryption_config.is_some_and(|e| e.auto_lock_managers) {
+        return Err(Error::Unimplemented(
+            "cluster: this version has no autolock".to_owned(),
+        ));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cluster() -> Cluster {
+        Cluster {
+            id: swarm_proto::id::ClusterId::from_raw(1),
+            meta: crate::manager::store::Meta::default(),
+            spec: pb::ClusterSpec::default(),
+            root_ca: pb::RootCa::default(),
+            blacklist: std::collections::BTreeMap::new(),
+            unlock_keys: Vec::new(),
+        }
+    }
+
+    fn named() -> pb::ClusterSpec {
+        let annotations = pb::Annotations {
+            name: "default".to_owned(),
+            ..Default::default()
+        };
+        pb::ClusterSpec {
+            annotations: Some(annotations),
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn every_mistake_is_named_at_once() {
+        let mut spec = named();
+        spec.annotations = None;
+        spec.ca_config = Some(pb::CaConfig {
+            node_cert_expiry: Some(prost_types::Duration {
+                seconds: 60,
+                nanos: 0,
+            }),
+            ..Default::default()
+        });
+        spec.dispatcher = Some(pb::DispatcherConfig {
+            heartbeat_period: Some(prost_types::Duration {
+                seconds: -1,
+                nanos: 0,
+            }),
+        });
+        let error = check_spec(&cluster(), &spec).unwrap_err().to_string();
+        for field in ["name: ", "node_cert_expiry", "heartbeat_period"] {
+            assert!(error.contains(field), "{error}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_served_is_refused() {
+        let mut spec = named();
+        assert!(check_spec(&cluster(), &spec).is_ok());
+        spec.encryption_config = Some(pb::EncryptionConfig {
+            auto_lock_managers: true,
+        });
+        let error = check_spec(&cluster(), &spec).unwrap_err();
+        assert!(matches!(error, Error::Unimplemented(_)), "{error}");
+    }
+}

@@ -1,0 +1,75 @@
+//! The control API: each handler parses, makes one change, writes it, and renders what came of it.
+//!
+//! No check that could race is here: `store::apply` does those. What this version does not serve is
+//! answered with UNIMPLEMENTED and the reason. `error` is the only map from reasons to codes.
+
+mod cluster;
+pub(crate) mod error;
+mod filter;
+mod node;
+
+mod rpc;
+mod service;
+mod support;
+mod task;
+#[cfg(test)]
+mod tests;
+pub(crate) mod watchapi;
+
+use std::sync::Arc;
+
+use swarm_proto::id::NodeId;
+use swarm_proto::pb;
+use tokio_util::task::TaskTracker;
+
+use crate::clock::Clock;
+use crate::manager::store::{Change, Rejected};
+use crate::manager::writer::Store;
+
+pub(crate) use error::Error;
+
+/// What Raft knows of the managers.
+pub trait Managers: Send + Sync + std::fmt::Debug {
+    /// The manager's part of a node; none for a worker.
+    fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus>;
+}
+
+/// Serves `Control`, `Watch` and the manager's half of `Operator`.
+#[derive(Debug, Clone)]
+pub struct ControlApi {
+    store: Store,
+    clock: Clock,
+    managers: Arc<dyn Managers>,
+    /// Owns the watches' tasks.
+    watches: TaskTracker,
+}
+
+impl ControlApi {
+    /// An API over a store.
+    pub fn new(store: Store, clock: Clock, managers: Arc<dyn Managers>) -> Self {
+        Self {
+            store,
+            clock,
+            managers,
+            watches: TaskTracker::new(),
+        }
+    }
+
+    /// Writes one change and returns once it is applied.
+    async fn write(&self, change: Change) -> Result<(), Error> {
+        let written = self.store.write(self.clock.now(), vec![change]).await?;
+        let result: Option<Result<(), Rejected>> = written.results.into_iter().next();
+        Ok(result.unwrap_or(Ok(()))?)
+    }
+}
+
+fn required<T>(value: Option<T>, field: &str) -> Result<T, Error> {
+    value.ok_or_else(|| Error::InvalidArgument(format!("{field}: is required")))
+}
+
+fn version_of(version: Option<&pb::Version>) -> Result<u64, Error> {
+    let version = version.ok_or_else(|| {
+        Error::InvalidArgument("version: send the object's version with an update".to_owned())
+    })?;
+    Ok(version.index)
+}

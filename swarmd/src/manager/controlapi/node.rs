@@ -1,0 +1,161 @@
+//! Nodes: read, update, remove.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_proto::id::NodeId;
+use swarm_proto::node::NodeSpec;
+use swarm_proto::pb;
+
+use super::error::Error;
+use super::filter::{Common, any_of, has_labels};
+use super::{ControlApi, required, version_of};
+use crate::manager::convert;
+use crate::manager::store::{Change, Node};
+
+/// A removed node's certificate stays refused this long past its longest possible life, as in
+/// SwarmKit.
+const REFUSAL_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
+
+impl ControlApi {
+    pub(super) async fn get_node_by(&self, text: &str) -> Result<pb::GetNodeResponse, Error> {
+        Ok(pb::GetNodeResponse {
+            node: Some(self.node_wire(parse(text)?).await?),
+        })
+    }
+
+    pub(super) async fn list_nodes_by(
+        &self,
+        request: pb::ListNodesRequest,
+    ) -> Result<pb::ListNodesResponse, Error> {
+        let state = self.store.read().await?;
+        let filters = request.filters.unwrap_or_default();
+        let common = Common {
+            names: &filters.names,
+            name_prefixes: &filters.name_prefixes,
+            id_prefixes: &filters.id_prefixes,
+            labels: None,
+        };
+        let none = BTreeMap::new();
+        let pass = |n: &&Arc<Node>| {
+            let description = n.description.as_deref();
+            let engine = description
+                .and_then(|d| d.engine.as_ref())
+                .map(|e| &e.labels);
+            common.pass(&n.id, &hostname(n), &none)
+                && has_labels(engine.unwrap_or(&none), &filters.labels)
+                && has_labels(&n.annotations.labels, &filters.node_labels)
+                && any_of(&filters.memberships, |m| *m == i32::from(n.membership))
+                && any_of(&filters.roles, |r| *r == i32::from(n.role))
+        };
+        let nodes = state.nodes.values().filter(pass);
+        Ok(pb::ListNodesResponse {
+            nodes: nodes.map(|n| self.with_manager_status(n)).collect(),
+        })
+    }
+
+    pub(super) async fn update_node_by(
+        &self,
+        request: pb::UpdateNodeRequest,
+    ) -> Result<pb::UpdateNodeResponse, Error> {
+        let id = parse(&request.node_id)?;
+        let expected = version_of(request.node_version.as_ref())?;
+        let spec = NodeSpec::try_from(required(request.spec, "spec")?)?;
+        self.check_role(id, spec.desired_role)?;
+        self.write(Change::UpdateNode {
+            id,
+            expected,
+            annotations: spec.annotations,
+            desired_role: spec.desired_role,
+            membership: spec.membership,
+            availability: spec.availability,
+        })
+        .await?;
+        Ok(pb::UpdateNodeResponse {
+            node: Some(self.node_wire(id).await?),
+        })
+    }
+
+    /// A change of role needs another manager to take part in; one manager can't hand over.
+    fn check_role(&self, id: NodeId, desired: pb::NodeRole) -> Result<(), Error> {
+        let state = self.store.view();
+        let Some(node) = state.nodes.get(&id) else {
+            return Ok(());
+        };
+        if node.desired_role == desired {
+            return Ok(());
+        }
+        let managers = state
+            .nodes
+            .values()
+            .filter(|n| n.desired_role == pb::NodeRole::Manager)
+            .count();
+        match desired {
+            pb::NodeRole::Worker if managers <= 1 => Err(Error::FailedPrecondition(format!(
+                "node {id}: can't demote the last manager of the cluster: 1 manager - 1 = 0 leave \
+                 no quorum"
+            ))),
+            pb::NodeRole::Worker | pb::NodeRole::Manager => Err(Error::Unimplemented(format!(
+                "node {id}: this version runs one manager; roles can't be changed"
+            ))),
+        }
+    }
+
+    pub(super) async fn remove_node_by(
+        &self,
+        request: pb::RemoveNodeRequest,
+    ) -> Result<pb::RemoveNodeResponse, Error> {
+        let id = parse(&request.node_id)?;
+        let state = self.store.view();
+        if state
+            .nodes
+            .get(&id)
+            .is_some_and(|n| n.role == pb::NodeRole::Manager)
+        {
+            return Err(Error::FailedPrecondition(format!(
+                "node {id} is a manager and a member of the Raft cluster; demote it to worker first"
+            )));
+        }
+        let life = state
+            .cluster
+            .as_ref()
+            .map(|c| c.node_cert_expiry())
+            .unwrap_or_default();
+        let refused_until = self.clock.now().after(life).after(REFUSAL_GRACE);
+        self.write(Change::RemoveNode {
+            id,
+            force: request.force,
+            refused_until,
+        })
+        .await?;
+        Ok(pb::RemoveNodeResponse {})
+    }
+
+    async fn node_wire(&self, id: NodeId) -> Result<pb::Node, Error> {
+        let state = self.store.read().await?;
+        let node = state.nodes.get(&id).ok_or_else(|| Error::NotFound {
+            kind: "node",
+            name: id.to_string(),
+        })?;
+        Ok(self.with_manager_status(node))
+    }
+
+    /// The manager's part of a node is known to Raft, not to the store.
+    fn with_manager_status(&self, node: &Node) -> pb::Node {
+        let mut wire = convert::node_to_wire(node);
+        wire.manager_status = self.managers.status_of(node.id);
+        wire
+    }
+}
+
+fn hostname(node: &Node) -> String {
+    node.description
+        .as_ref()
+        .map(|d| d.hostname.clone())
+        .unwrap_or_default()
+}
+
+fn parse(text: &str) -> Result<NodeId, Error> {
+    text.parse().map_err(|e| Error::no_such(&e))
+}

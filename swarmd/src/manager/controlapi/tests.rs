@@ -1,0 +1,397 @@
+//! The control API over an in-memory store.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use swarm_proto::id::NodeId;
+use swarm_proto::pb;
+use swarm_proto::pb::control_server::Control as _;
+use swarm_proto::pb::watch_server::Watch as _;
+use swarm_proto::time::Timestamp;
+use tokio_stream::StreamExt as _;
+use tonic::{Code, Request};
+
+use super::{ControlApi, Managers};
+use crate::clock::Clock;
+use crate::manager::store::testing::{node, spec};
+use crate::manager::store::{Change, Cluster, Meta};
+use crate::manager::writer::Store;
+
+#[derive(Debug)]
+struct NoManagers;
+
+impl Managers for NoManagers {
+    fn status_of(&self, _: NodeId) -> Option<pb::ManagerStatus> {
+        None
+    }
+}
+
+fn api() -> (ControlApi, Store) {
+    let store = Store::in_memory();
+    let (clock, _) = Clock::manual(Timestamp::from_millis(1_800_000_000_000));
+    (
+        ControlApi::new(store.clone(), clock, Arc::new(NoManagers)),
+        store,
+    )
+}
+
+async fn seed(store: &Store, change: Change) {
+    let written = store.write(Timestamp(1), vec![change]).await.unwrap();
+    written.results[0].clone().unwrap();
+}
+
+fn create(name: u8, template: u8) -> Request<pb::CreateServiceRequest> {
+    let spec = spec(name, template, 2).wire.as_ref().clone();
+    Request::new(pb::CreateServiceRequest { spec: Some(spec) })
+}
+
+async fn created(api: &ControlApi, name: u8) -> pb::Service {
+    api.create_service(create(name, 1))
+        .await
+        .unwrap()
+        .into_inner()
+        .service
+        .unwrap()
+}
+
+#[tokio::test]
+async fn a_service_is_created_read_updated_rolled_back_and_removed() {
+    let (api, _) = api();
+    let service = created(&api, 1).await;
+    let version = service.meta.as_ref().unwrap().version;
+    let update = |version, template: u8, rollback| {
+        Request::new(pb::UpdateServiceRequest {
+            service_id: service.id.clone(),
+            service_version: version,
+            spec: Some(spec(1, template, 2).wire.as_ref().clone()),
+            rollback,
+        })
+    };
+    let updated = api
+        .update_service(update(version, 2, 0))
+        .await
+        .unwrap()
+        .into_inner();
+    let updated = updated.service.unwrap();
+    assert_eq!(updated.previous_spec, service.spec);
+    let stale = api.update_service(update(version, 3, 0)).await.unwrap_err();
+    assert_eq!(stale.code(), Code::FailedPrecondition);
+    assert!(stale.message().contains("out of sequence"), "{stale}");
+
+    let previous = i32::from(pb::update_service_request::Rollback::Previous);
+    let request = update(updated.meta.unwrap().version, 9, previous);
+    let back = api
+        .update_service(request)
+        .await
+        .unwrap()
+        .into_inner()
+        .service
+        .unwrap();
+    assert_eq!(back.spec, service.spec);
+    let again = update(back.meta.unwrap().version, 9, previous);
+    let again = api.update_service(again).await.unwrap_err();
+    assert!(
+        again.message().contains("does not have a previous spec"),
+        "{again}"
+    );
+
+    let remove = pb::RemoveServiceRequest {
+        service_id: service.id.clone(),
+    };
+    api.remove_service(Request::new(remove.clone()))
+        .await
+        .unwrap();
+    let gone = api.remove_service(Request::new(remove)).await.unwrap_err();
+    assert_eq!(gone.code(), Code::NotFound);
+}
+
+#[tokio::test]
+async fn a_taken_name_is_refused_without_regard_to_case() {
+    let (api, _) = api();
+    created(&api, 1).await;
+    let taken = api.create_service(create(1, 2)).await.unwrap_err();
+    assert_eq!(taken.code(), Code::AlreadyExists);
+    assert!(
+        taken
+            .message()
+            .contains("name conflicts with an existing object"),
+        "{taken}"
+    );
+}
+
+#[tokio::test]
+async fn what_is_not_valid_or_not_served_is_refused_by_name() {
+    let (api, _) = api();
+    let missing = Request::new(pb::CreateServiceRequest { spec: None });
+    let missing = api.create_service(missing).await.unwrap_err();
+    assert_eq!(missing.code(), Code::InvalidArgument);
+
+    let mut global = spec(1, 1, 1).wire.as_ref().clone();
+    global.mode = Some(pb::service_spec::Mode::Global(pb::GlobalService {}));
+    let request = Request::new(pb::CreateServiceRequest { spec: Some(global) });
+    let refused = api.create_service(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(refused.message().contains("mode global"), "{refused}");
+
+    let mut many = spec(1, 1, 1).wire.as_ref().clone();
+    let replicas = 1_000_000;
+    many.mode = Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService {
+        replicas,
+    }));
+    let request = Request::new(pb::CreateServiceRequest { spec: Some(many) });
+    let refused = api.create_service(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        refused.message().contains("200000"),
+        "names the limit: {refused}"
+    );
+}
+
+#[tokio::test]
+async fn lists_are_filtered_within_kinds_by_any_and_across_kinds_by_all() {
+    let (api, _) = api();
+    let (a, b) = (created(&api, 1).await, created(&api, 2).await);
+    let list = |filters: pb::list_services_request::Filters| {
+        let api = api.clone();
+        async move {
+            let request = Request::new(pb::ListServicesRequest {
+                filters: Some(filters),
+            });
+            let services = api
+                .list_services(request)
+                .await
+                .unwrap()
+                .into_inner()
+                .services;
+            services.into_iter().map(|s| s.id).collect::<Vec<_>>()
+        }
+    };
+    let mut all = vec![a.id.clone(), b.id.clone()];
+    all.sort();
+    assert_eq!(
+        list(pb::list_services_request::Filters::default()).await,
+        all
+    );
+    let by_name = pb::list_services_request::Filters {
+        names: vec!["S1".to_owned(), "none".to_owned()],
+        ..Default::default()
+    };
+    assert_eq!(list(by_name).await, vec![a.id.clone()]);
+    let by_both = pb::list_services_request::Filters {
+        name_prefixes: vec!["s".to_owned()],
+        id_prefixes: vec![b.id[..5].to_owned()],
+        ..Default::default()
+    };
+    assert_eq!(list(by_both).await, vec![b.id.clone()]);
+    let by_label = pb::list_services_request::Filters {
+        labels: BTreeMap::from([("absent".to_owned(), String::new())]),
+        ..Default::default()
+    };
+    assert!(list(by_label).await.is_empty());
+}
+
+#[tokio::test]
+async fn a_node_is_updated_and_removed_with_its_rules() {
+    let (api, store) = api();
+    seed(&store, Change::CreateNode(Arc::new(node(1)))).await;
+    let id = NodeId::from_raw(1).to_string();
+    let get = pb::GetNodeRequest {
+        node_id: id.clone(),
+    };
+    let found = api
+        .get_node(Request::new(get))
+        .await
+        .unwrap()
+        .into_inner()
+        .node
+        .unwrap();
+    let mut spec = found.spec.unwrap();
+    spec.availability = pb::node_spec::Availability::Drain.into();
+    let update = pb::UpdateNodeRequest {
+        node_id: id.clone(),
+        node_version: found.meta.unwrap().version,
+        spec: Some(spec.clone()),
+    };
+    let drained = api
+        .update_node(Request::new(update.clone()))
+        .await
+        .unwrap()
+        .into_inner();
+    assert_eq!(
+        drained.node.unwrap().spec.unwrap().availability,
+        spec.availability
+    );
+
+    spec.availability = 77;
+    let unknown = pb::UpdateNodeRequest {
+        spec: Some(spec),
+        ..update
+    };
+    let unknown = api.update_node(Request::new(unknown)).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::InvalidArgument);
+
+    let remove = |force| {
+        Request::new(pb::RemoveNodeRequest {
+            node_id: id.clone(),
+            force,
+        })
+    };
+    let ready = api.remove_node(remove(false)).await.unwrap_err();
+    assert_eq!(ready.code(), Code::FailedPrecondition);
+    api.remove_node(remove(true)).await.unwrap();
+    assert_eq!(
+        api.remove_node(remove(true)).await.unwrap_err().code(),
+        Code::NotFound
+    );
+}
+
+#[tokio::test]
+async fn join_tokens_rotate_each_by_itself_and_reads_hide_the_key() {
+    let (api, store) = api();
+    let root = crate::ca::RootCa::generate(Timestamp::from_millis(1_800_000_000_000)).unwrap();
+    let token = || {
+        crate::ca::JoinToken::generate(root.digest())
+            .unwrap()
+            .reveal()
+            .to_string()
+    };
+    let annotations = pb::Annotations {
+        name: "default".to_owned(),
+        ..Default::default()
+    };
+    let cluster = Cluster {
+        id: swarm_proto::id::ClusterId::from_raw(5),
+        meta: Meta::default(),
+        spec: pb::ClusterSpec {
+            annotations: Some(annotations),
+            ..Default::default()
+        },
+        root_ca: pb::RootCa {
+            ca_cert: root.cert_pem().as_bytes().to_vec(),
+            ca_key: root.key_pem().as_bytes().to_vec(),
+            join_tokens: Some(pb::JoinTokens {
+                worker: token(),
+                manager: token(),
+            }),
+            ..Default::default()
+        },
+        blacklist: BTreeMap::new(),
+        unlock_keys: Vec::new(),
+    };
+    seed(&store, Change::CreateCluster(Arc::new(cluster))).await;
+    let list = Request::new(pb::ListClustersRequest::default());
+    let before = api
+        .list_clusters(list)
+        .await
+        .unwrap()
+        .into_inner()
+        .clusters
+        .remove(0);
+    let root_ca = before.root_ca.clone().unwrap();
+    assert!(
+        root_ca.ca_key.is_empty(),
+        "the CA key stays with the managers"
+    );
+    let update = pb::UpdateClusterRequest {
+        cluster_id: before.id.clone(),
+        cluster_version: before.meta.unwrap().version,
+        spec: before.spec.clone(),
+        rotation: Some(pb::KeyRotation {
+            worker_join_token: true,
+            ..Default::default()
+        }),
+    };
+    let after = api
+        .update_cluster(Request::new(update))
+        .await
+        .unwrap()
+        .into_inner();
+    let (old, new) = (
+        root_ca.join_tokens.unwrap(),
+        after.cluster.unwrap().root_ca.unwrap().join_tokens.unwrap(),
+    );
+    assert_ne!(old.worker, new.worker);
+    assert_eq!(old.manager, new.manager);
+    assert!(
+        !store.view().cluster.unwrap().root_ca.ca_key.is_empty(),
+        "an update keeps the key"
+    );
+}
+
+#[tokio::test]
+async fn a_watch_says_it_is_ready_then_tells_every_change_once() {
+    let (api, _) = api();
+    let entry = pb::watch_request::WatchEntry {
+        kind: "service".to_owned(),
+        action: 0,
+        filters: Vec::new(),
+    };
+    let request = pb::WatchRequest {
+        entries: vec![entry],
+        include_old_object: true,
+        ..Default::default()
+    };
+    let mut stream = api.watch(Request::new(request)).await.unwrap().into_inner();
+    let ready = stream.next().await.unwrap().unwrap();
+    assert!(ready.events.is_empty());
+    let service = created(&api, 1).await;
+    let message = stream.next().await.unwrap().unwrap();
+    assert_eq!(message.events.len(), 1);
+    assert_eq!(
+        message.events[0].action,
+        i32::from(pb::WatchActionKind::WatchActionCreate)
+    );
+    let remove = pb::RemoveServiceRequest {
+        service_id: service.id,
+    };
+    api.remove_service(Request::new(remove)).await.unwrap();
+    let message = stream.next().await.unwrap().unwrap();
+    assert_eq!(
+        message.events[0].action,
+        i32::from(pb::WatchActionKind::WatchActionRemove)
+    );
+}
+
+#[tokio::test]
+async fn a_watch_of_an_unknown_kind_is_refused() {
+    let (api, _) = api();
+    let entry = |kind: &str| pb::WatchRequest {
+        entries: vec![pb::watch_request::WatchEntry {
+            kind: kind.to_owned(),
+            action: 0,
+            filters: Vec::new(),
+        }],
+        ..Default::default()
+    };
+    let refused = api.watch(Request::new(entry("potato"))).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    let later = api.watch(Request::new(entry("volume"))).await.unwrap_err();
+    assert_eq!(later.code(), Code::Unimplemented);
+}
+
+#[tokio::test]
+async fn ids_that_are_none_name_nothing() {
+    let (api, _) = api();
+    let request = Request::new(pb::GetTaskRequest {
+        task_id: "x".to_owned(),
+    });
+    assert_eq!(
+        api.get_task(request).await.unwrap_err().code(),
+        Code::NotFound
+    );
+    let filters = pb::list_tasks_request::Filters {
+        service_ids: vec!["no id".to_owned()],
+        ..Default::default()
+    };
+    let request = Request::new(pb::ListTasksRequest {
+        filters: Some(filters),
+    });
+    assert!(
+        api.list_tasks(request)
+            .await
+            .unwrap()
+            .into_inner()
+            .tasks
+            .is_empty()
+    );
+}

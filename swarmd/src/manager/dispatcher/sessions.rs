@@ -1,0 +1,158 @@
+//! Who has a session, and how often a node may ask for one.
+//!
+//! A session lives in the memory of one leader. A node has one; registering again closes the old.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use swarm_proto::id::NodeId;
+use tokio_util::sync::CancellationToken;
+
+use super::heartbeat::{Expiry, Patience};
+use crate::clock::Monotonic;
+
+/// Registrations a node may make within [`RATE_WINDOW`] (SwarmKit's).
+pub(super) const RATE_MAX: u32 = 3;
+/// See [`RATE_MAX`].
+pub(super) const RATE_WINDOW: Duration = Duration::from_secs(8);
+
+/// A node's session.
+#[derive(Debug, Clone)]
+pub(super) struct Session {
+    /// Shown with every request.
+    pub(super) id: String,
+    /// Cancelled when it ends: its streams end with it.
+    pub(super) closed: CancellationToken,
+}
+
+/// Too many registrations.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "the node registers too often: more than {RATE_MAX} times within {RATE_WINDOW:?}; it may try again later"
+)]
+pub(super) struct TooOften;
+
+/// Not the node's session.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("the session is not valid (any more): the node has to register again")]
+pub(super) struct NoSession;
+
+/// All sessions of this leader.
+#[derive(Debug, Default)]
+pub(super) struct Sessions {
+    by_node: BTreeMap<NodeId, Session>,
+    attempts: BTreeMap<NodeId, (Monotonic, u32)>,
+    pub(super) expiry: Expiry,
+}
+
+impl Sessions {
+    /// Counts a registration.
+    pub(super) fn admit(&mut self, node: NodeId, now: Monotonic) -> Result<(), TooOften> {
+        let (since, count) = self.attempts.entry(node).or_insert((now, 0));
+        if now.since(*since) > RATE_WINDOW {
+            (*since, *count) = (now, 0);
+        }
+        *count += 1;
+        if *count > RATE_MAX {
+            return Err(TooOften);
+        }
+        Ok(())
+    }
+
+    /// Opens a session; the node's old one ends.
+    pub(super) fn open(&mut self, node: NodeId, session: Session) {
+        if let Some(old) = self.by_node.insert(node, session) {
+            old.closed.cancel();
+        }
+    }
+
+    /// Ends the node's session if it is this one, or whichever it is.
+    pub(super) fn close(&mut self, node: NodeId, id: Option<&str>) {
+        let ours = |s: &Session| id.is_none_or(|id| s.id == id);
+        if self.by_node.get(&node).is_some_and(ours)
+            && let Some(old) = self.by_node.remove(&node)
+        {
+            old.closed.cancel();
+            self.expiry.forget(node);
+        }
+    }
+
+    /// The node's session, if it is this one.
+    pub(super) fn check(&self, node: NodeId, id: &str) -> Result<&Session, NoSession> {
+        self.by_node
+            .get(&node)
+            .filter(|s| s.id == id)
+            .ok_or(NoSession)
+    }
+
+    /// Ends the sessions of late nodes; nodes that had none yet with this leader are named too.
+    pub(super) fn expire(&mut self, now: Monotonic) -> Vec<(NodeId, Patience)> {
+        let late = self.expiry.expired(now);
+        late.into_iter()
+            .map(|node| match self.by_node.remove(&node) {
+                Some(session) => {
+                    session.closed.cancel();
+                    (node, Patience::Session)
+                }
+                None => (node, Patience::Unknown),
+            })
+            .collect()
+    }
+
+    /// Whether the node has a session.
+    pub(super) fn has(&self, node: NodeId) -> bool {
+        self.by_node.contains_key(&node)
+    }
+
+    /// The nodes that have a session.
+    pub(super) fn nodes(&self) -> impl Iterator<Item = NodeId> {
+        self.by_node.keys().copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::clock::Clock;
+    use swarm_proto::time::Timestamp;
+
+    const NODE: NodeId = NodeId::from_raw(1);
+
+    fn session(id: &str) -> Session {
+        Session {
+            id: id.to_owned(),
+            closed: CancellationToken::new(),
+        }
+    }
+
+    #[test]
+    fn registrations_are_limited() {
+        let (clock, hand) = Clock::manual(Timestamp::ZERO);
+        let mut sessions = Sessions::default();
+        for _ in 0..RATE_MAX {
+            assert_eq!(sessions.admit(NODE, clock.monotonic()), Ok(()));
+        }
+        assert_eq!(sessions.admit(NODE, clock.monotonic()), Err(TooOften));
+        assert_eq!(
+            sessions.admit(NodeId::from_raw(2), clock.monotonic()),
+            Ok(())
+        );
+        hand.advance(RATE_WINDOW + Duration::from_millis(1));
+        assert_eq!(sessions.admit(NODE, clock.monotonic()), Ok(()));
+    }
+
+    #[test]
+    fn a_new_session_ends_the_old_one() {
+        let mut sessions = Sessions::default();
+        let (old, new) = (session("old"), session("new"));
+        sessions.open(NODE, old.clone());
+        sessions.open(NODE, new.clone());
+        assert!(old.closed.is_cancelled());
+        assert!(sessions.check(NODE, "old").is_err());
+        assert!(sessions.check(NODE, "new").is_ok());
+        sessions.close(NODE, Some("old"));
+        assert!(!new.closed.is_cancelled());
+        sessions.close(NODE, None);
+        assert!(new.closed.is_cancelled());
+    }
+}

@@ -1,0 +1,117 @@
+//! The raft directory: made whole or not at all.
+//!
+//! ```text
+//! raft/dek          data encryption key
+//! raft/log.redb     log, vote, positions
+//! raft/snapshots/   snapshot-<index>-<term>.snap
+//! ```
+//!
+//! A new directory is prepared under another name and renamed, so one that exists is complete: a
+//! missing or empty file in it is damage, never a first start. That matters because a manager that
+//! forgot its vote or its log could break promises it made to others.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::encryption::Dek;
+use super::error::StorageError;
+use super::files;
+use super::log_file::{Loaded, LogFile};
+use super::log_store::LogStore;
+use super::snapshot::SnapshotStore;
+
+const DIR: &str = "raft";
+const NEW_DIR: &str = "raft.new";
+const DEK: &str = "dek";
+const LOG: &str = "log.redb";
+const SNAPSHOTS: &str = "snapshots";
+
+/// The open parts of a raft directory.
+#[derive(Debug)]
+pub(crate) struct RaftDir {
+    pub(crate) log: LogStore,
+    pub(crate) snapshots: Arc<SnapshotStore>,
+}
+
+impl RaftDir {
+    /// Opens `state_dir/raft`, which is made when it doesn't exist. Blocks on the disk.
+    pub(crate) fn open(state_dir: &Path) -> Result<Self, StorageError> {
+        let dir = state_dir.join(DIR);
+        if !is_present(&dir)? {
+            return create(state_dir, &dir);
+        }
+        let (dek_path, log_path, snapshots_path) =
+            (dir.join(DEK), dir.join(LOG), dir.join(SNAPSHOTS));
+        for path in [&dek_path, &log_path, &snapshots_path] {
+            if !path.exists() {
+                return Err(StorageError::Missing {
+                    path: path.clone(),
+                    beside: dir,
+                });
+            }
+        }
+        let dek = Arc::new(Dek::read(&dek_path)?);
+        let (log, loaded) = LogFile::open(&log_path, &dek, &dek_path)?;
+        let log = LogStore::over(log, loaded)?;
+        let snapshots = Arc::new(SnapshotStore::open(&snapshots_path, dek)?);
+        let opened = Self { log, snapshots };
+        opened.check_tail(&log_path)?;
+        Ok(opened)
+    }
+
+    /// Everything known to be committed must be there, in the log or in a snapshot; and the log
+    /// must go on where the snapshot ends.
+    fn check_tail(&self, log_path: &Path) -> Result<(), StorageError> {
+        let positions = self.log.positions();
+        let snapshot = self.snapshots.current().and_then(|s| s.meta.last_log_id);
+        let damaged = |record: String| StorageError::damaged(log_path, record, "they are missing");
+        if let Some(committed) = positions.committed {
+            let end = positions.last.max(snapshot).map_or(0, |id| id.index + 1);
+            if end <= committed.index {
+                return Err(damaged(format!("log entries {end} to {}", committed.index)));
+            }
+        }
+        if let Some(purged) = positions.purged
+            && snapshot.is_none_or(|snapshot| snapshot.index < purged.index)
+        {
+            let from = snapshot.map_or(0, |snapshot| snapshot.index + 1);
+            return Err(damaged(format!(
+                "log entries {from} to {}, which the snapshot should hold",
+                purged.index
+            )));
+        }
+        Ok(())
+    }
+}
+
+/// True if there is a raft directory with anything in it.
+fn is_present(dir: &Path) -> Result<bool, StorageError> {
+    match std::fs::read_dir(dir) {
+        Ok(mut entries) => Ok(entries.next().is_some()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
+        Err(e) => Err(StorageError::io("open", dir)(e)),
+    }
+}
+
+fn create(state_dir: &Path, dir: &Path) -> Result<RaftDir, StorageError> {
+    let new: PathBuf = state_dir.join(NEW_DIR);
+    match std::fs::remove_dir_all(&new) {
+        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
+            return Err(StorageError::io("remove", &new)(e));
+        }
+        _ => {}
+    }
+    files::create_dir(&new)?;
+    files::create_dir(&new.join(SNAPSHOTS))?;
+    let dek = Dek::generate()?;
+    dek.write_new(&new.join(DEK))?;
+    // It stays open over the rename: opening again would cost a dozen syncs of a first start.
+    let log = LogFile::create(&new.join(LOG), &dir.join(LOG), &dek)?;
+    files::sync_dir(&new)?;
+    std::fs::rename(&new, dir).map_err(StorageError::io("rename", &new))?;
+    files::sync_dir(state_dir)?;
+    Ok(RaftDir {
+        log: LogStore::over(log, Loaded::default())?,
+        snapshots: Arc::new(SnapshotStore::open(&dir.join(SNAPSHOTS), Arc::new(dek))?),
+    })
+}

@@ -1,0 +1,50 @@
+//! Consensus between the managers: the log, its replication, and the single door for writes.
+//!
+//! ```text
+//! propose.rs      the door: bounded, retries what is transient, says why it failed
+//!   openraft      the protocol (pinned, wrapped: its types don't leave this directory)
+//!     log_store.rs > log_writer.rs > log_file.rs   tail in memory > group commit > sealed records
+//!     state_machine.rs > Machine                   apply, publish, answer
+//!     snapshot.rs > snapshot_file.rs               sealed, streamed, replaced atomically
+//!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
+//! node.rs         starts and stops all that; status.rs who leads and where it stands
+//! dir.rs          what lies on disk; encryption.rs how it is sealed
+//! ```
+//!
+//! An acknowledged write is durable on a majority, and applied where it was proposed.
+
+mod config;
+mod database;
+mod dial;
+mod dir;
+mod encryption;
+mod error;
+mod files;
+mod log_file;
+mod log_store;
+mod log_tail;
+mod log_writer;
+mod network;
+mod node;
+mod propose;
+mod server;
+mod snapshot;
+mod snapshot_file;
+mod state_machine;
+mod status;
+mod transfer;
+mod types;
+mod wire;
+
+#[cfg(test)]
+mod tests;
+
+pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
+pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
+pub use error::StorageError;
+pub use node::{MembershipError, RaftNode, Start, StartError};
+pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
+pub use server::RaftService;
+pub use state_machine::{Machine, MachineError, Published};
+pub use status::{Leadership, MemberStatus, RaftStatus};
+pub use types::{Command, Member, RaftId};

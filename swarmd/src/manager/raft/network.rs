@@ -1,0 +1,340 @@
+//! Calls to the other managers.
+//!
+//! One [`Peer`] talks to one member. Log replication is a bidirectional stream: requests don't wait
+//! for responses, which come back in order. Connections come from a [`Dialer`], so that TLS is none
+//! of this module's business; a member has several addresses, and the next one is tried after a
+//! failure.
+
+use std::fmt::Display;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use futures::{Stream, StreamExt as _};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::RPCOption;
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
+use swarm_proto::own;
+use swarm_proto::own::raft_client::RaftClient;
+use tonic::transport::Channel;
+
+use super::dial::Dialer;
+use super::snapshot::SnapshotFile;
+use super::transfer;
+use super::types::{Member, RaftId, Snapshot, Types, Vote};
+use super::wire;
+
+/// Largest raft message, bytes: [`super::log_store::READ_BYTES`] and one entry beyond, with room.
+pub(crate) const MAX_MESSAGE: usize = 16 << 20;
+/// How long setting up a replication stream may take. openraft's own limit for it is the heartbeat
+/// interval, which a loaded machine or a long way exceeds; heartbeats are cut off by openraft.
+const STREAM_SETUP: Duration = Duration::from_secs(1);
+/// Replication streams are silent when there is nothing to send; a response that was asked for is
+/// due within this time. Followers flush before they answer, and a disk may stall.
+const RESPONSE_LIMIT: Duration = Duration::from_secs(5);
+/// Timeouts in a row after which the connection is given up. One alone means a slow peer, and a new
+/// connection would only be slower.
+const TIMEOUTS: u32 = 3;
+
+type RpcError = RPCError<Types>;
+
+/// Makes a [`Peer`] for each member.
+#[derive(Clone)]
+pub(crate) struct Network {
+    id: RaftId,
+    dialer: Arc<dyn Dialer>,
+}
+
+impl Network {
+    pub(crate) fn new(id: RaftId, dialer: Arc<dyn Dialer>) -> Self {
+        Self { id, dialer }
+    }
+}
+
+impl RaftNetworkFactory<Types> for Network {
+    type Network = Peer;
+
+    async fn new_client(&mut self, target: RaftId, member: &Member) -> Peer {
+        Peer {
+            id: self.id,
+            target,
+            member: member.clone(),
+            dialer: Arc::clone(&self.dialer),
+            client: None,
+            next_address: 0,
+            timeouts: 0,
+        }
+    }
+}
+
+/// Calls to one member.
+pub(crate) struct Peer {
+    id: RaftId,
+    target: RaftId,
+    member: Member,
+    dialer: Arc<dyn Dialer>,
+    client: Option<RaftClient<Channel>>,
+    next_address: usize,
+    timeouts: u32,
+}
+
+impl Peer {
+    fn client(&mut self) -> Result<RaftClient<Channel>, RpcError> {
+        if let Some(client) = &self.client {
+            return Ok(client.clone());
+        }
+        let addresses = &self.member.addresses;
+        let address = addresses
+            .get(self.next_address % addresses.len().max(1))
+            .ok_or_else(|| unreachable(format!("manager {} has no address", self.target)))?;
+        let channel = self
+            .dialer
+            .dial(&self.member, address)
+            .map_err(unreachable)?;
+        let client = RaftClient::new(channel)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE);
+        self.client = Some(client.clone());
+        Ok(client)
+    }
+
+    /// Runs one call within its limit; after a failure the next address is tried.
+    async fn call<T>(
+        &mut self,
+        action: RPCTypes,
+        limit: Duration,
+        call: impl Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+    ) -> Result<T, RpcError> {
+        match tokio::time::timeout(limit, call).await {
+            Ok(Ok(response)) => {
+                self.timeouts = 0;
+                Ok(response.into_inner())
+            }
+            Ok(Err(status)) => {
+                self.hang_up();
+                Err(unreachable(status))
+            }
+            Err(_) => {
+                self.timeouts += 1;
+                if self.timeouts >= TIMEOUTS {
+                    self.hang_up();
+                }
+                Err(self.timeout(action, limit))
+            }
+        }
+    }
+
+    /// The next call dials the next address.
+    fn hang_up(&mut self) {
+        self.client = None;
+        self.timeouts = 0;
+        self.next_address = self.next_address.wrapping_add(1);
+    }
+
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> RpcError {
+        RPCError::Timeout(Timeout {
+            action,
+            id: self.id,
+            target: self.target,
+            timeout,
+        })
+    }
+
+    async fn start_append<S>(
+        &mut self,
+        input: S,
+    ) -> Result<BoxStream<'static, Result<StreamAppendResult<Types>, RpcError>>, RpcError>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        let mut client = self.client()?;
+        let target = self.target;
+        let sent = Arc::new(AtomicU64::new(0));
+        let count = Arc::clone(&sent);
+        let requests = input.map(move |request| {
+            count.fetch_add(1, Ordering::Relaxed);
+            wire::append_request(target, &request)
+        });
+        let action = RPCTypes::AppendEntries;
+        let call = async move { client.append(requests).await };
+        let responses = self.call(action, STREAM_SETUP, call).await?;
+        let late = Late {
+            sent,
+            received: 0,
+            error: self.timeout(action, RESPONSE_LIMIT),
+        };
+        Ok(Box::pin(futures::stream::unfold(
+            Some((responses, late)),
+            |state| async move {
+                let (mut responses, mut late) = state?;
+                let next = late.next(&mut responses).await?;
+                let go_on = matches!(next, Ok(Ok(_)));
+                Some((next, go_on.then_some((responses, late))))
+            },
+        )))
+    }
+}
+
+/// Notices that a response that was asked for doesn't come.
+struct Late {
+    sent: Arc<AtomicU64>,
+    received: u64,
+    error: RpcError,
+}
+
+impl Late {
+    async fn next(
+        &mut self,
+        responses: &mut tonic::Streaming<own::RaftAppendResponse>,
+    ) -> Option<Result<StreamAppendResult<Types>, RpcError>> {
+        loop {
+            // Only what was asked for before the wait began can be overdue at its end.
+            let asked = self.sent.load(Ordering::Relaxed);
+            match tokio::time::timeout(RESPONSE_LIMIT, responses.next()).await {
+                Ok(None) => return None,
+                Ok(Some(Ok(response))) => {
+                    self.received += 1;
+                    return Some(wire::parse_append_response(response).map_err(network));
+                }
+                Ok(Some(Err(status))) => return Some(Err(unreachable(status))),
+                Err(_) if asked > self.received => return Some(Err(self.error.clone())),
+                Err(_) => {}
+            }
+        }
+    }
+}
+
+impl RaftNetworkV2<Types> for Peer {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<Types>,
+        _option: RPCOption,
+    ) -> Result<AppendEntriesResponse<Types>, RpcError> {
+        let request = futures::stream::iter([request]);
+        let mut responses = self.start_append(request).await?;
+        let response = responses.next().await;
+        let result = response.ok_or_else(|| network(NoResponse))??;
+        Ok(match result {
+            Ok(matched) => AppendEntriesResponse::PartialSuccess(matched),
+            Err(refused) => Err::<_, _>(refused).into(),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        _option: RPCOption,
+    ) -> BoxFuture<'s, Result<BoxStream<'s, Result<StreamAppendResult<Types>, RpcError>>, RpcError>>
+    where
+        S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let responses: BoxStream<'s, _> = self.start_append(input).await?;
+            Ok(responses)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RpcError> {
+        let mut client = self.client()?;
+        let request = wire::vote_request(self.target, &request);
+        let call = async move { client.vote(request).await };
+        let response = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
+        wire::parse_vote_response(response).map_err(network)
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<Types>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<Types>, RpcError> {
+        let mut client = self.client()?;
+        let request = wire::vote_request(self.target, &request);
+        let call = async move { client.pre_vote(request).await };
+        let response = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
+        wire::parse_vote_response(response).map_err(network)
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<Types>, StreamingError<Types>> {
+        let mut client = self.client()?;
+        let header = own::RaftSnapshotHeader {
+            to: self.target,
+            vote: Some(wire::vote(&vote)),
+            meta: Some(wire::snapshot_meta(&snapshot.meta)),
+        };
+        let sending = transfer::send(header, snapshot.snapshot);
+        let sent = client.snapshot(sending.chunks);
+        let response = tokio::select! {
+            biased;
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            sent = sent => sent,
+            failed = sending.progress.failed() => {
+                self.hang_up();
+                return Err(StreamingError::Network(NetworkError::new(&failed)));
+            }
+        };
+        let response = response.map_err(|status| {
+            self.hang_up();
+            unreachable(status)
+        })?;
+        let vote = wire::parse_vote(response.into_inner().vote).map_err(network)?;
+        Ok(SnapshotResponse::new(vote))
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<Types>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<Types>, RpcError> {
+        let mut client = self.client()?;
+        let request = wire::transfer_request(self.target, &request);
+        let call = async move { client.transfer_leader(request).await };
+        let response = self
+            .call(RPCTypes::TransferLeader, option.soft_ttl(), call)
+            .await?;
+        wire::parse_transfer_response(response).map_err(network)
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+#[error("the stream ended without a response")]
+struct NoResponse;
+
+fn unreachable(reason: impl Display) -> RpcError {
+    RPCError::Unreachable(Unreachable::from_string(reason))
+}
+
+fn network(error: impl std::error::Error + 'static) -> RpcError {
+    RPCError::Network(NetworkError::new(&error))
+}
+
+impl std::fmt::Debug for Network {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Network({})", self.id)
+    }
+}
+
+impl std::fmt::Debug for Peer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Peer({} -> {})", self.id, self.target)
+    }
+}

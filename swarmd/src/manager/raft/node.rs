@@ -1,0 +1,297 @@
+//! One manager's consensus: starts it, watches it, changes its members, stops it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{ClientWriteError, Fatal, RaftError};
+use openraft::{ChangeMembers, Raft};
+use tokio::sync::{Notify, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use super::config::{ConfigError, RaftConfig};
+use super::dial::Dialer;
+use super::dir::RaftDir;
+use super::error::StorageError;
+use super::log_store::LogCloser;
+use super::network::Network;
+use super::propose::Proposer;
+use super::server::RaftService;
+use super::snapshot::SnapshotStore;
+use super::state_machine::{Machine, Published, StateMachine};
+use super::status::{self, Leadership, RaftStatus, watch_leadership};
+use super::types::{Member, RaftId, Types};
+
+/// What to do when there is no state on disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Found a cluster of this one member.
+    Found,
+    /// Wait until a leader adds this member.
+    Join,
+}
+
+/// Why consensus didn't start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The configuration.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The state on disk.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// openraft, over what it found on disk.
+    #[error("raft does not start: {0}")]
+    Raft(String),
+}
+
+/// Why a change of members failed.
+#[derive(Debug, thiserror::Error)]
+pub enum MembershipError {
+    /// Another manager leads.
+    #[error("this manager is not the leader: change members on manager {leader:?}")]
+    NotLeader {
+        /// The leader, if known.
+        leader: Option<RaftId>,
+    },
+    /// openraft refused.
+    #[error("the member change is refused: {0}")]
+    Refused(String),
+    /// Consensus stopped.
+    #[error("raft on this manager has stopped: {0}")]
+    Stopped(String),
+}
+
+/// A running member. Dropping it without [`RaftNode::shutdown`] loses nothing that was
+/// acknowledged.
+pub struct RaftNode<M: Machine> {
+    raft: Raft<Types, StateMachine<M>>,
+    id: RaftId,
+    proposer: Proposer<M>,
+    snapshots: Arc<SnapshotStore>,
+    closer: LogCloser,
+    stop: CancellationToken,
+    tasks: JoinSet<()>,
+}
+
+impl<M: Machine> RaftNode<M> {
+    /// Opens or makes the state on disk and starts. Returns as soon as proposals can be queued; a
+    /// sole member leads within milliseconds.
+    ///
+    /// # Errors
+    /// When the configuration or the state on disk is not usable.
+    pub async fn start(
+        config: RaftConfig,
+        start: Start,
+        machine: M,
+        dialer: Arc<dyn Dialer>,
+    ) -> Result<Self, StartError> {
+        let settings = Arc::new(config.openraft()?);
+        let state_dir = config.state_dir.clone();
+        let opening = tokio::task::spawn_blocking(move || RaftDir::open(&state_dir));
+        let dir = opening.await.map_err(raft_error)??;
+        let closer = dir.log.closer();
+        let wanted = Arc::new(Notify::new());
+        let bytes = config.snapshots.bytes;
+        let snapshots = Arc::clone(&dir.snapshots);
+        let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
+        let published = state_machine.published();
+        let network = Network::new(config.id, dialer);
+        let raft = Raft::new(config.id, settings, network, dir.log, state_machine).await;
+        let raft = raft.map_err(raft_error)?;
+        let (leadership, leader) = watch::channel(Leadership::None);
+        let mut node = Self {
+            proposer: Proposer::new(raft.clone(), leader, published.clone()),
+            raft,
+            id: config.id,
+            snapshots,
+            closer,
+            stop: CancellationToken::new(),
+            tasks: JoinSet::new(),
+        };
+        node.spawn(watch_leadership(node.raft.clone(), leadership, published));
+        node.spawn(take_snapshots(node.raft.clone(), wanted));
+        if let Err(error) = node.begin(start, config.member).await {
+            node.shutdown().await;
+            return Err(error);
+        }
+        Ok(node)
+    }
+
+    async fn begin(&self, start: Start, member: Member) -> Result<(), StartError> {
+        let initialized = self.raft.is_initialized().await.map_err(raft_error)?;
+        match start {
+            Start::Found if !initialized => {
+                let members = BTreeMap::from([(self.id, member)]);
+                self.raft.initialize(members).await.map_err(raft_error)?;
+            }
+            Start::Found | Start::Join => {
+                // Alone, there is nobody to wait for.
+                if self.raft.voter_ids().eq([self.id]) {
+                    self.raft.trigger().elect(false).await.map_err(raft_error)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        let stop = self.stop.clone();
+        self.tasks.spawn(async move {
+            let _ = stop.run_until_cancelled(task).await;
+        });
+    }
+
+    /// The door for writes.
+    pub fn proposer(&self) -> Proposer<M> {
+        self.proposer.clone()
+    }
+
+    /// The gRPC service for the other managers.
+    pub fn service(&self) -> RaftService<M> {
+        RaftService::new(self.raft.clone(), self.id, Arc::clone(&self.snapshots))
+    }
+
+    /// Whether this manager leads, and who else does.
+    pub fn leadership(&self) -> watch::Receiver<Leadership> {
+        self.proposer.leadership()
+    }
+
+    /// Changes with every applied entry.
+    pub fn published(&self) -> watch::Receiver<Published<M::View>> {
+        self.proposer.published()
+    }
+
+    /// Where consensus stands now.
+    pub fn status(&self) -> RaftStatus {
+        status::read(&self.raft)
+    }
+
+    /// Adds a voting member, or corrects its addresses. Returns when it has caught up and votes.
+    ///
+    /// # Errors
+    /// When this manager doesn't lead or another change is under way.
+    pub async fn add_member(&self, id: RaftId, member: Member) -> Result<(), MembershipError> {
+        let known = self.status().members.get(&id).cloned();
+        let voter = known.as_ref().is_some_and(|known| known.voter);
+        if known.as_ref().is_some_and(|known| known.member != member) {
+            let nodes = BTreeMap::from([(id, member.clone())]);
+            self.change(ChangeMembers::SetNodes(nodes)).await?;
+        }
+        if known.is_none() {
+            let added = self.raft.add_learner(id, member, true).await;
+            added.map_err(membership_error)?;
+        }
+        if !voter {
+            self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])))
+                .await?;
+        }
+        Ok(())
+    }
+
+    /// Removes a member. Whether the rest keeps a majority is the caller's question.
+    ///
+    /// # Errors
+    /// When this manager doesn't lead, or it would be the last voter.
+    pub async fn remove_member(&self, id: RaftId) -> Result<(), MembershipError> {
+        let Some(known) = self.status().members.get(&id).cloned() else {
+            return Ok(());
+        };
+        let ids = BTreeSet::from([id]);
+        let change = match known.voter {
+            true => ChangeMembers::RemoveVoters(ids),
+            false => ChangeMembers::RemoveNodes(ids),
+        };
+        self.change(change).await
+    }
+
+    async fn change(&self, change: ChangeMembers<RaftId, Member>) -> Result<(), MembershipError> {
+        // Not retained: who is removed as a voter is removed altogether.
+        let changed = self.raft.change_membership(change, false).await;
+        changed.map(drop).map_err(membership_error)
+    }
+
+    /// Hands leadership to another voter, if this manager leads. One try, not waited for: the new
+    /// leader shows in [`RaftNode::leadership`], and is someone else if `to` doesn't take it.
+    ///
+    /// # Errors
+    /// When consensus has stopped.
+    pub async fn transfer_leader(&self, to: RaftId) -> Result<(), MembershipError> {
+        let asked = self.raft.trigger().transfer_leader(to).await;
+        asked.map_err(|e| MembershipError::Stopped(e.to_string()))
+    }
+
+    /// Takes a snapshot soon.
+    ///
+    /// # Errors
+    /// When consensus has stopped.
+    pub async fn take_snapshot(&self) -> Result<(), MembershipError> {
+        let asked = self.raft.trigger().snapshot().await;
+        asked.map_err(|e| MembershipError::Stopped(e.to_string()))
+    }
+
+    /// Ends when consensus stops: the reason if it failed, nothing after a shutdown. A manager must
+    /// not go on without it.
+    pub fn stopped(&self) -> impl Future<Output = Option<String>> + Send + 'static {
+        let mut metrics = self.raft.metrics();
+        async move {
+            loop {
+                match metrics.borrow_watched().running_state.clone() {
+                    Ok(()) => {}
+                    Err(Fatal::Stopped) => return None,
+                    Err(failed) => return Some(failed.to_string()),
+                }
+                if metrics.changed().await.is_err() {
+                    return None;
+                }
+            }
+        }
+    }
+
+    /// Stops: what was acknowledged is durable, the files are closed and may be opened again.
+    pub async fn shutdown(mut self) {
+        if let Err(error) = self.raft.shutdown().await {
+            tracing::warn!(?error, "raft ended badly");
+        }
+        self.stop.cancel();
+        while self.tasks.join_next().await.is_some() {}
+        self.snapshots.close().await;
+        self.closer.close().await;
+    }
+}
+
+/// Takes the snapshots that are due by bytes; those due by entries openraft takes itself.
+async fn take_snapshots<M: Machine>(raft: Raft<Types, StateMachine<M>>, wanted: Arc<Notify>) {
+    loop {
+        wanted.notified().await;
+        if raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn raft_error(error: impl std::fmt::Display) -> StartError {
+    StartError::Raft(error.to_string())
+}
+
+fn membership_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembershipError {
+    match error {
+        RaftError::APIError(
+            ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
+        ) => MembershipError::NotLeader {
+            leader: to.leader_id,
+        },
+        RaftError::APIError(
+            refused @ (ClientWriteError::ChangeMembershipError(_)
+            | ClientWriteError::PreconditionFailed(_)),
+        ) => MembershipError::Refused(refused.to_string()),
+        RaftError::Fatal(fatal) => MembershipError::Stopped(fatal.to_string()),
+    }
+}
+
+impl<M: Machine> std::fmt::Debug for RaftNode<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RaftNode({})", self.id)
+    }
+}

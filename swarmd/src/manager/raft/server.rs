@@ -1,0 +1,162 @@
+//! What the other managers call. Authorization (manager role only) is the layer in front.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use futures::{Stream, StreamExt as _};
+use openraft::Raft;
+use swarm_proto::own;
+use swarm_proto::own::raft_server;
+use swarm_proto::own::raft_snapshot_chunk::Part;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::network::MAX_MESSAGE;
+use super::snapshot::SnapshotStore;
+use super::state_machine::{Machine, StateMachine};
+use super::transfer;
+use super::types::{RaftId, Snapshot, Types};
+use super::wire::{self, WireError};
+
+/// The service `swarm.v1.Raft` of one manager.
+pub struct RaftService<M: Machine> {
+    raft: Raft<Types, StateMachine<M>>,
+    id: RaftId,
+    snapshots: Arc<SnapshotStore>,
+}
+
+impl<M: Machine> RaftService<M> {
+    pub(crate) fn new(
+        raft: Raft<Types, StateMachine<M>>,
+        id: RaftId,
+        snapshots: Arc<SnapshotStore>,
+    ) -> Self {
+        Self {
+            raft,
+            id,
+            snapshots,
+        }
+    }
+
+    /// The service, with its message size limit, to be added to a router.
+    pub fn into_server(self) -> raft_server::RaftServer<Self> {
+        raft_server::RaftServer::new(self)
+            .max_decoding_message_size(MAX_MESSAGE)
+            .max_encoding_message_size(MAX_MESSAGE)
+    }
+}
+
+/// A message for another member must not be answered: its sender's idea of addresses is stale.
+fn check_target(to: RaftId, id: RaftId) -> Result<(), Status> {
+    if to == id {
+        return Ok(());
+    }
+    Err(Status::failed_precondition(format!(
+        "raft message for member {to} reached member {id}: an address changed hands"
+    )))
+}
+
+fn invalid(error: WireError) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("raft of this manager has stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl<M: Machine> raft_server::Raft for RaftService<M> {
+    type AppendStream =
+        Pin<Box<dyn Stream<Item = Result<own::RaftAppendResponse, Status>> + Send + 'static>>;
+
+    async fn append(
+        &self,
+        requests: Request<Streaming<own::RaftAppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let id = self.id;
+        // A bad request ends the stream, as a lost connection does; why goes to the log.
+        let requests = requests.into_inner().map(move |request| {
+            let request = request?;
+            check_target(request.to, id)?;
+            wire::parse_append_request(request).map_err(invalid)
+        });
+        let requests = requests
+            .take_while(|request| {
+                let refused = request.as_ref().err();
+                if let Some(status) = refused {
+                    tracing::debug!(%status, "append stream ends");
+                }
+                std::future::ready(refused.is_none())
+            })
+            .filter_map(|request| std::future::ready(request.ok()));
+        let responses = self
+            .raft
+            .stream_append(requests)
+            .map(|result| result.map(wire::append_response).map_err(stopped));
+        Ok(Response::new(Box::pin(responses)))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<own::RaftVoteRequest>,
+    ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        let request = request.into_inner();
+        check_target(request.to, self.id)?;
+        let request = wire::parse_vote_request(request).map_err(invalid)?;
+        let response = self.raft.vote(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::vote_response(&response)))
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<own::RaftVoteRequest>,
+    ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        let request = request.into_inner();
+        check_target(request.to, self.id)?;
+        let request = wire::parse_vote_request(request).map_err(invalid)?;
+        let response = self.raft.pre_vote(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::vote_response(&response)))
+    }
+
+    async fn snapshot(
+        &self,
+        chunks: Request<Streaming<own::RaftSnapshotChunk>>,
+    ) -> Result<Response<own::RaftSnapshotResponse>, Status> {
+        let mut chunks = chunks.into_inner();
+        let Some(Part::Header(header)) = transfer::next_part(&mut chunks).await? else {
+            return Err(Status::invalid_argument("snapshot without a header"));
+        };
+        check_target(header.to, self.id)?;
+        let vote = wire::parse_vote(header.vote).map_err(invalid)?;
+        let meta = header.meta.ok_or(WireError::Missing("snapshot metadata"));
+        let meta = meta.and_then(wire::parse_snapshot_meta).map_err(invalid)?;
+        let file = transfer::receive(&self.snapshots, meta.clone(), &mut chunks).await?;
+        let snapshot = Snapshot {
+            meta,
+            snapshot: file,
+        };
+        let response = self.raft.install_full_snapshot(vote, snapshot).await;
+        let response = response.map_err(stopped)?;
+        Ok(Response::new(own::RaftSnapshotResponse {
+            vote: Some(wire::vote(&response.vote)),
+        }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<own::RaftTransferLeaderRequest>,
+    ) -> Result<Response<own::RaftTransferLeaderResponse>, Status> {
+        let request = request.into_inner();
+        check_target(request.to, self.id)?;
+        let request = wire::parse_transfer_request(request).map_err(invalid)?;
+        let response = self.raft.handle_transfer_leader(request).await;
+        Ok(Response::new(wire::transfer_response(
+            response.map_err(stopped)?,
+        )))
+    }
+}
+
+impl<M: Machine> std::fmt::Debug for RaftService<M> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "RaftService({})", self.id)
+    }
+}

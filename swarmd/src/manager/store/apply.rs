@@ -1,0 +1,310 @@
+//! The one function that changes the state: total, pure, deterministic.
+//!
+//! No clock, no randomness, no floats, no hash order: managers at the same index have the same
+//! state (promise P7). Every check is here, so no check can race; a change that does not hold is
+//! rejected whole and leaves no trace.
+
+mod nodes;
+mod services;
+mod tasks;
+
+use std::time::Duration;
+
+use swarm_proto::id::{NodeId, ServiceId};
+use swarm_proto::task_state::{Owner, TaskState};
+use swarm_proto::time::Timestamp;
+
+use super::change::{Change, Entry};
+use super::index::{Event, Txn};
+use super::state::{Meta, Node, Service, State, Text};
+use nodes::{create_node, remove_node, set_node_status, update_cluster};
+use services::{create_service, rollback_service, update_service};
+use tasks::{create_tasks, end_task, explain_task, place_task, report_status, set_desired};
+
+/// How long a failure counts against a node (SwarmKit's `monitorFailures`).
+pub const FAILURE_WINDOW: Duration = Duration::from_secs(5 * 60);
+/// Failures kept a node; the scheduler asks only whether there are five of one service.
+pub const FAILURES_MAX: usize = 64;
+
+/// Status message of a task that has got a node (SwarmKit's words).
+pub const ASSIGNED: &str = "scheduler assigned task to node";
+
+/// Why a change was not taken. Nothing has changed then.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Rejected {
+    /// There is no such object (any more).
+    #[error("{kind} {name} not found")]
+    NotFound {
+        /// `service`, `node`, `task`.
+        kind: &'static str,
+        /// Its id.
+        name: String,
+    },
+    /// There is one already.
+    #[error("{kind} {name} already exists: name conflicts with an existing object")]
+    Exists {
+        /// `service`, `node`, `task`.
+        kind: &'static str,
+        /// Its name or id.
+        name: String,
+    },
+    /// It was changed since it was read.
+    #[error("{kind} {name}: update out of sequence: read it again and repeat the change")]
+    OutOfSequence {
+        /// `service`, `node`, `cluster`.
+        kind: &'static str,
+        /// Its name or id.
+        name: String,
+    },
+    /// It can't be done in this state.
+    #[error("{kind} {name}: {reason}")]
+    Conflict {
+        /// `service`, `node`, `cluster`.
+        kind: &'static str,
+        /// Its name or id.
+        name: String,
+        /// Why, and the way out.
+        reason: String,
+    },
+}
+
+/// What an entry did.
+#[derive(Debug, Clone, Default)]
+pub struct Applied {
+    /// One result a change, in order.
+    pub results: Vec<Result<(), Rejected>>,
+    /// What happened to objects, in order.
+    pub events: Vec<Event>,
+}
+
+/// Applies an entry at its log index.
+pub fn apply(state: &mut State, version: u64, entry: &Entry) -> Applied {
+    let mut applied = Applied::default();
+    state.version = version;
+    for change in &entry.changes {
+        let mut txn = Txn {
+            state: &mut *state,
+            events: &mut applied.events,
+        };
+        let at = At {
+            version,
+            now: entry.now,
+        };
+        applied.results.push(apply_change(&mut txn, at, change));
+    }
+    applied
+}
+
+/// Where in the log, and when.
+#[derive(Debug, Clone, Copy)]
+struct At {
+    version: u64,
+    now: Timestamp,
+}
+
+impl At {
+    fn created(self) -> Meta {
+        Meta {
+            version: self.version,
+            created_at: self.now,
+            updated_at: self.now,
+        }
+    }
+
+    fn updated(self, meta: Meta) -> Meta {
+        Meta {
+            version: self.version,
+            updated_at: self.now,
+            ..meta
+        }
+    }
+}
+
+/// Applies one change. Also used by planners on a scratch state.
+pub fn apply_one(state: &mut State, events: &mut Vec<Event>, now: Timestamp, change: &Change) {
+    let at = At {
+        version: state.version,
+        now,
+    };
+    // A planner's change that does not hold on the very state it was made from does nothing; the
+    // same happens when it is applied for good.
+    let _ = apply_change(&mut Txn { state, events }, at, change);
+}
+
+#[expect(clippy::too_many_lines, reason = "one arm a change")]
+fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Rejected> {
+    match change {
+        Change::CreateCluster(cluster) => match &txn.state.cluster {
+            Some(old) => Err(Rejected::Exists {
+                kind: "cluster",
+                name: old.id.to_string(),
+            }),
+            None => {
+                let mut cluster = cluster.as_ref().clone();
+                cluster.meta = at.created();
+                txn.put_cluster(cluster);
+                Ok(())
+            }
+        },
+        Change::UpdateCluster(cluster) => update_cluster(txn, at, cluster),
+        Change::CreateNode(node) => create_node(txn, at, node),
+        Change::UpdateNode {
+            id,
+            expected,
+            annotations,
+            desired_role,
+            membership,
+            availability,
+        } => {
+            let mut node = node(txn.state, *id)?;
+            if node.meta.version != *expected {
+                return Err(out_of_sequence("node", id));
+            }
+            node.annotations.clone_from(annotations);
+            node.desired_role = *desired_role;
+            node.membership = *membership;
+            node.availability = *availability;
+            node.meta = at.updated(node.meta);
+            txn.put_node(node);
+            Ok(())
+        }
+        Change::SetNodeCertificate {
+            id,
+            role,
+            certificate,
+        } => {
+            let mut node = node(txn.state, *id)?;
+            node.role = *role;
+            node.certificate = certificate.as_ref().clone();
+            node.meta = at.updated(node.meta);
+            txn.put_node(node);
+            Ok(())
+        }
+        Change::SetNodeStatus {
+            id,
+            state,
+            message,
+            addr,
+            description,
+        } => {
+            let node = node(txn.state, *id)?;
+            let status = (*state, message.as_str(), addr.as_ref());
+            set_node_status(txn, at, node, status, description.as_ref());
+            Ok(())
+        }
+        Change::RemoveNode {
+            id,
+            force,
+            refused_until,
+        } => remove_node(txn, at, *id, *force, *refused_until),
+        Change::CreateService { id, spec } => create_service(txn, at, *id, spec),
+        Change::UpdateService { id, expected, spec } => {
+            update_service(txn, at, *id, *expected, spec)
+        }
+        Change::RollbackService {
+            id,
+            expected,
+            message,
+        } => rollback_service(txn, at, *id, *expected, message),
+        Change::RemoveService { id } => {
+            let mut service = service(txn.state, *id)?;
+            service.removed = true;
+            service.meta = at.updated(service.meta);
+            txn.put_service(service);
+            Ok(())
+        }
+        Change::SetUpdate {
+            id,
+            spec_version,
+            update,
+        } => {
+            let mut service = service(txn.state, *id)?;
+            if service.spec_version != *spec_version {
+                return Err(out_of_sequence("service", id));
+            }
+            service.update = Some(update.clone());
+            service.meta = at.updated(service.meta);
+            txn.put_service(service);
+            Ok(())
+        }
+        Change::CreateTasks {
+            service,
+            spec_version,
+            tasks,
+        } => create_tasks(txn, at, *service, *spec_version, tasks),
+        Change::PlaceTasks {
+            placements,
+            message,
+        } => {
+            for placement in placements {
+                place_task(txn, at, placement, message);
+            }
+            Ok(())
+        }
+        Change::ExplainTasks { tasks, err } => {
+            for id in tasks {
+                explain_task(txn, at, *id, err);
+            }
+            Ok(())
+        }
+        Change::SetDesired { tasks, desired } => {
+            for id in tasks {
+                set_desired(txn, at, *id, *desired);
+            }
+            Ok(())
+        }
+        Change::EndTasks {
+            tasks,
+            state,
+            message,
+            err,
+        } => {
+            for id in tasks {
+                end_task(txn, at, *id, (Owner::Pass, *state), (message, err));
+            }
+            Ok(())
+        }
+        Change::OrphanTasks { tasks, message } => {
+            for id in tasks {
+                let end = (Owner::Node, TaskState::Orphaned);
+                end_task(txn, at, *id, end, (message, &Text::default()));
+            }
+            Ok(())
+        }
+        Change::DeleteTasks { tasks } => {
+            for id in tasks {
+                txn.take_task(*id);
+            }
+            Ok(())
+        }
+        Change::ReportStatus { node, reports } => {
+            for report in reports {
+                report_status(txn, at, *node, report);
+            }
+            Ok(())
+        }
+    }
+}
+
+fn node(state: &State, id: NodeId) -> Result<Node, Rejected> {
+    let node = state.nodes.get(&id).map(|n| n.as_ref().clone());
+    node.ok_or_else(|| Rejected::NotFound {
+        kind: "node",
+        name: id.to_string(),
+    })
+}
+
+fn service(state: &State, id: ServiceId) -> Result<Service, Rejected> {
+    let service = state.service(id).map(|s| s.as_ref().clone());
+    service.ok_or_else(|| Rejected::NotFound {
+        kind: "service",
+        name: id.to_string(),
+    })
+}
+
+fn out_of_sequence(kind: &'static str, id: impl ToString) -> Rejected {
+    Rejected::OutOfSequence {
+        kind,
+        name: id.to_string(),
+    }
+}

@@ -1,0 +1,386 @@
+//! The cluster's state: objects in persistent maps, and the indexes that planners and the API read.
+//!
+//! A [`State`] is a value. Cloning one is a few reference counts, so every reader holds an immutable
+//! view for as long as it likes, and a planner tries its changes on a scratch copy. Only
+//! [`mod@super::apply`] changes objects, through `put_*` and `take_*` in [`super::index`], which keep
+//! the indexes true.
+//!
+//! Invariants:
+//! - a stored task carries no spec: it names a service and a spec version, and the service keeps
+//!   every version that a task still refers to;
+//! - a removed service stays, marked `removed`, until its last task is gone;
+//! - an index holds nothing that can't be derived from the objects.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use imbl::{OrdMap, OrdSet};
+use swarm_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
+use swarm_proto::pb;
+use swarm_proto::placement::Platform;
+use swarm_proto::resources::{Generic, Resources};
+use swarm_proto::service::{HostPort, ServiceSpec};
+use swarm_proto::task_state::TaskState;
+use swarm_proto::time::{Timestamp, duration_from_wire};
+
+/// Life of a node certificate when the cluster sets none: SwarmKit's 2160 h.
+const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(2160 * 3600);
+
+/// Everything the managers agree on.
+#[derive(Debug, Clone, Default)]
+pub struct State {
+    /// Index of the last log entry applied.
+    pub version: u64,
+    /// The cluster object; none before bootstrap.
+    pub cluster: Option<Arc<Cluster>>,
+    /// Nodes by id.
+    pub nodes: OrdMap<NodeId, Arc<Node>>,
+    /// Services by id, removed ones with tasks left included.
+    pub services: OrdMap<ServiceId, Arc<Service>>,
+    /// Tasks by id.
+    pub tasks: OrdMap<TaskId, Arc<Task>>,
+    /// Derived look-ups.
+    pub index: Index,
+}
+
+/// Look-ups derived from the objects.
+#[derive(Debug, Clone, Default)]
+pub struct Index {
+    /// Service by lower-case name; removed services are not here.
+    pub service_names: OrdMap<String, ServiceId>,
+    /// Tasks by service, then slot.
+    pub service_tasks: OrdSet<(ServiceId, u64, TaskId)>,
+    /// Tasks by node.
+    pub node_tasks: OrdSet<(NodeId, TaskId)>,
+    /// Live tasks without a node: what the scheduler has to place.
+    pub unplaced: OrdSet<(ServiceId, TaskId)>,
+    /// Tasks held until a time ([`Task::start_at`]), or until another has stopped ([`Task::after`]):
+    /// these by when they stop waiting, see [`STOP_WAIT`].
+    pub held: OrdSet<(Timestamp, TaskId)>,
+    /// How many tasks refer to each version of a service's spec.
+    pub spec_refs: OrdMap<(ServiceId, u64), u32>,
+    /// What the tasks on a node take from it.
+    pub usage: OrdMap<NodeId, Arc<Usage>>,
+}
+
+/// When an object was made and last changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Meta {
+    /// Index of the log entry that changed it last; clients send it back with an update.
+    pub version: u64,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// When it was changed last.
+    pub updated_at: Timestamp,
+}
+
+/// The cluster object: one, made at bootstrap.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Cluster {
+    /// Its id: O of every certificate.
+    pub id: ClusterId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What the operator set.
+    pub spec: pb::ClusterSpec,
+    /// CA certificate, key and join tokens.
+    pub root_ca: pb::RootCa,
+    /// Certificates of removed nodes, until when each stays refused.
+    pub blacklist: BTreeMap<NodeId, Timestamp>,
+    /// Keys that unlock managers; empty without autolock.
+    pub unlock_keys: Vec<pb::EncryptionKey>,
+}
+
+/// A node, from the moment a certificate was asked for it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Node {
+    /// Its id: CN of its certificate.
+    pub id: NodeId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Operator: name and labels.
+    pub annotations: pb::Annotations,
+    /// Operator: the role it should have.
+    pub desired_role: pb::NodeRole,
+    /// Operator: whether it may be in the cluster.
+    pub membership: pb::node_spec::Membership,
+    /// Operator: whether it takes tasks.
+    pub availability: pb::node_spec::Availability,
+    /// CA: the role its certificate has.
+    pub role: pb::NodeRole,
+    /// CA: its certificate and the state of issuing it.
+    pub certificate: pb::Certificate,
+    /// Dispatcher: what the node said of itself; none before its first session.
+    pub description: Option<Arc<pb::NodeDescription>>,
+    /// `description`'s resources, parsed.
+    pub resources: Resources,
+    /// `description`'s platform, in normal form.
+    pub platform: Platform,
+    /// Dispatcher: whether it is there.
+    pub status: NodeStatus,
+    /// Recent failures of tasks on this node, oldest first; the scheduler prefers other nodes.
+    pub failures: Vec<Failure>,
+}
+
+/// Whether a node is there.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// READY, DOWN, DISCONNECTED, or UNKNOWN after a change of leader.
+    pub state: pb::node_status::State,
+    /// Why.
+    pub message: String,
+    /// Address the manager sees.
+    pub addr: String,
+    /// Since when.
+    pub since: Timestamp,
+}
+
+/// A task of this service and spec version failed here.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Failure {
+    /// Whose task.
+    pub service: ServiceId,
+    /// Of which spec version.
+    pub spec_version: u64,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A service.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Service {
+    /// Its id.
+    pub id: ServiceId,
+    /// Version and times.
+    pub meta: Meta,
+    /// What it should be.
+    pub spec: Arc<ServiceSpec>,
+    /// Version of the last change of its task template or ports; tasks of another version are out
+    /// of date. A change of replicas alone does not move it.
+    pub spec_version: u64,
+    /// What it was before the last update; a rollback goes back to it.
+    pub previous: Option<SpecVersion>,
+    /// Older specs that tasks still refer to, by version.
+    pub old_specs: BTreeMap<u64, Arc<ServiceSpec>>,
+    /// The update under way, or the last one.
+    pub update: Option<Update>,
+    /// Removed by its user; stays until its tasks are gone.
+    pub removed: bool,
+}
+
+/// A spec and its version.
+#[derive(Debug, Clone, PartialEq)]
+pub struct SpecVersion {
+    /// The version.
+    pub version: u64,
+    /// The spec.
+    pub spec: Arc<ServiceSpec>,
+}
+
+/// How an update goes. Written by the pass alone.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Update {
+    /// Where it is.
+    pub state: pb::update_status::UpdateState,
+    /// When it began.
+    pub started_at: Timestamp,
+    /// When it ended; never while it goes on.
+    pub completed_at: Timestamp,
+    /// In words.
+    pub message: String,
+}
+
+/// A task.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Task {
+    /// Its id.
+    pub id: TaskId,
+    /// Version and times.
+    pub meta: Meta,
+    /// Whose task.
+    pub service: ServiceId,
+    /// Which of the service's slots, from 1; zero for tasks of a global service.
+    pub slot: u64,
+    /// Which version of the service's spec it runs.
+    pub spec_version: u64,
+    /// Pass: where it runs.
+    pub node: Option<NodeId>,
+    /// Pass: where it should get to.
+    pub desired: TaskState,
+    /// Pass: held at desired READY until then; zero when not held.
+    pub start_at: Timestamp,
+    /// Pass: held at desired READY until that task has stopped.
+    pub after: Option<TaskId>,
+    /// Pass: the generic resources it was given.
+    pub generic: Option<Box<BTreeMap<String, Generic>>>,
+    /// Agent (and pass, while it has no node): where it is.
+    pub status: Status,
+}
+
+/// Where a task is.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Status {
+    /// The state.
+    pub state: TaskState,
+    /// When it got there, by the clock of who reports it.
+    pub at: Timestamp,
+    /// When a manager recorded the state.
+    pub applied_at: Timestamp,
+    /// When a manager recorded that the task runs; zero before, and kept after its end.
+    pub running_at: Timestamp,
+    /// In words.
+    pub message: Text,
+    /// What went wrong, or why it is not placed.
+    pub err: Text,
+    /// Its container, once there is one.
+    pub container: Option<Box<Container>>,
+}
+
+/// How long a task waits for the one it replaces to stop (SwarmKit's restart `TaskTimeout`); then
+/// it starts regardless.
+pub const STOP_WAIT: Duration = Duration::from_secs(60);
+
+/// A short text shared by many tasks.
+pub type Text = Arc<str>;
+
+/// A task's container.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Container {
+    /// The runtime's id of it.
+    pub id: String,
+    /// Process id on its node.
+    pub pid: i32,
+    /// Exit code, once ended.
+    pub exit_code: i32,
+    /// Ports in use on its node.
+    pub ports: Vec<pb::PortConfig>,
+}
+
+/// What the tasks on a node take from it.
+///
+/// A reservation is held until the task has ended, also while it is being stopped; a task counts as
+/// active only while it should run.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Reserved billionths of a CPU.
+    pub nano_cpus: i64,
+    /// Reserved bytes of memory.
+    pub memory_bytes: i64,
+    /// Claimed generic resources.
+    pub generic: BTreeMap<String, Generic>,
+    /// Ports taken, with how many tasks hold each.
+    pub ports: BTreeMap<HostPort, u32>,
+    /// Active tasks.
+    pub active: u32,
+    /// Active tasks by service.
+    pub by_service: BTreeMap<ServiceId, u32>,
+}
+
+impl Task {
+    /// Should run and has not ended.
+    pub fn is_active(&self) -> bool {
+        self.desired <= TaskState::Complete && !self.status.state.is_terminal()
+    }
+
+    /// Has a node and has not ended: its resources are taken.
+    pub fn holds_resources(&self) -> bool {
+        self.node.is_some() && !self.status.state.is_terminal()
+    }
+}
+
+impl Service {
+    /// The spec of one of its tasks; every version that a task refers to is kept.
+    pub fn spec_of(&self, version: u64) -> Option<&Arc<ServiceSpec>> {
+        if version == self.spec_version {
+            return Some(&self.spec);
+        }
+        self.old_specs.get(&version)
+    }
+}
+
+impl State {
+    /// A service that its user has not removed.
+    pub fn service(&self, id: ServiceId) -> Option<&Arc<Service>> {
+        self.services.get(&id).filter(|s| !s.removed)
+    }
+
+    /// A service by name, without regard to case.
+    pub fn service_by_name(&self, name: &str) -> Option<&Arc<Service>> {
+        self.index
+            .service_names
+            .get(&name.to_lowercase())
+            .and_then(|id| self.services.get(id))
+    }
+
+    /// A service's tasks, by slot.
+    pub fn service_tasks(&self, id: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
+        let range = (id, 0, TaskId::MIN)..=(id, u64::MAX, TaskId::MAX);
+        self.index
+            .service_tasks
+            .range(range)
+            .filter_map(|(_, _, task)| self.tasks.get(task))
+    }
+
+    /// The tasks of one slot, oldest id first (ids are random: sort by time where order matters).
+    pub fn slot_tasks(&self, id: ServiceId, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
+        let range = (id, slot, TaskId::MIN)..=(id, slot, TaskId::MAX);
+        self.index
+            .service_tasks
+            .range(range)
+            .filter_map(|(_, _, task)| self.tasks.get(task))
+    }
+
+    /// A node's tasks, by id.
+    pub fn node_tasks(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
+        let range = (id, TaskId::MIN)..=(id, TaskId::MAX);
+        self.index
+            .node_tasks
+            .range(range)
+            .filter_map(|(_, task)| self.tasks.get(task))
+    }
+
+    /// Live tasks without a node, by service.
+    pub fn unplaced(&self) -> impl Iterator<Item = &Arc<Task>> {
+        self.index
+            .unplaced
+            .iter()
+            .filter_map(|(_, task)| self.tasks.get(task))
+    }
+
+    /// The spec a task runs.
+    pub fn task_spec(&self, task: &Task) -> Option<&Arc<ServiceSpec>> {
+        self.services
+            .get(&task.service)
+            .and_then(|s| s.spec_of(task.spec_version))
+    }
+}
+
+impl Node {
+    /// READY and ACTIVE: the scheduler may use it.
+    pub fn takes_tasks(&self) -> bool {
+        self.status.state == pb::node_status::State::Ready
+            && self.availability == pb::node_spec::Availability::Active
+            && self.membership == pb::node_spec::Membership::Accepted
+    }
+
+    /// DOWN or drained: its tasks run elsewhere.
+    pub fn is_invalid(&self) -> bool {
+        self.status.state == pb::node_status::State::Down
+            || self.availability == pb::node_spec::Availability::Drain
+    }
+}
+
+impl Cluster {
+    /// How long a node certificate lives; 90 days when unset.
+    pub fn node_cert_expiry(&self) -> Duration {
+        let set = self
+            .spec
+            .ca_config
+            .as_ref()
+            .and_then(|c| c.node_cert_expiry.as_ref());
+        set.and_then(duration_from_wire)
+            .filter(|d| !d.is_zero())
+            .unwrap_or(DEFAULT_CERT_EXPIRY)
+    }
+}

@@ -1,0 +1,194 @@
+//! The door through which everything that changes the state goes.
+//!
+//! A write is a list of changes; it comes back when it is applied, with one result a change. The
+//! implementation behind it is the Raft proposer; tests use [`MemoryDoor`].
+
+use std::sync::{Arc, Mutex, PoisonError};
+
+use swarm_proto::time::Timestamp;
+
+use super::raft::{Command, ProposeError, Proposer};
+use super::store::machine::StoreMachine;
+use super::store::watch::Hub;
+use super::store::{Applied, Change, Entry, Rejected, State, apply, codec};
+
+/// What became of a write.
+#[derive(Debug, Clone)]
+pub struct Written {
+    /// The log index it was applied at.
+    pub version: u64,
+    /// One result a change, in order.
+    pub results: Vec<Result<(), Rejected>>,
+}
+
+/// Why a write was not taken. It may still have been when the connection to the leader was lost.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum WriteError {
+    /// This manager does not lead.
+    #[error("this manager is not the leader{}", .leader.as_ref().map(|l| format!("; the leader is {l}")).unwrap_or_default())]
+    NotLeader {
+        /// Address of the leader, when known.
+        leader: Option<String>,
+    },
+    /// Nobody leads: most managers are not reachable.
+    #[error("the cluster has no leader: {0}")]
+    NoLeader(String),
+    /// More than one log entry may hold.
+    #[error("the change is too large: {bytes} bytes, at most {max}")]
+    TooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The manager stops.
+    #[error("the manager is shutting down")]
+    ShuttingDown,
+    /// It was proposed, and nobody knows whether it was taken.
+    #[error("{0}")]
+    Unknown(String),
+    /// Too much is under way.
+    #[error("{0}")]
+    Overloaded(String),
+    /// The log can't be written.
+    #[error("the log can't be written: {0}")]
+    Storage(String),
+}
+
+/// Takes writes.
+#[tonic::async_trait]
+pub trait WriteDoor: Send + Sync + std::fmt::Debug {
+    /// Writes an entry and returns once it is applied here.
+    async fn write(&self, entry: Entry) -> Result<Written, WriteError>;
+
+    /// Returns once the state here holds every write acknowledged before the call.
+    async fn read_barrier(&self) -> Result<(), WriteError>;
+}
+
+/// The door to the log.
+pub struct RaftDoor {
+    proposer: Proposer<StoreMachine>,
+}
+
+impl std::fmt::Debug for RaftDoor {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RaftDoor").finish_non_exhaustive()
+    }
+}
+
+impl RaftDoor {
+    /// A door that proposes.
+    pub fn new(proposer: Proposer<StoreMachine>) -> Self {
+        Self { proposer }
+    }
+}
+
+#[tonic::async_trait]
+impl WriteDoor for RaftDoor {
+    async fn write(&self, entry: Entry) -> Result<Written, WriteError> {
+        let encoded = codec::encode_entry(&entry).into();
+        let proposed = self
+            .proposer
+            .propose(Command::with_decoded(encoded, entry))
+            .await?;
+        Ok(Written::clone(&proposed.outcome))
+    }
+
+    async fn read_barrier(&self) -> Result<(), WriteError> {
+        Ok(self.proposer.read_barrier().await?)
+    }
+}
+
+impl From<ProposeError> for WriteError {
+    fn from(error: ProposeError) -> Self {
+        match error {
+            ProposeError::NotLeader { member, .. } => Self::NotLeader {
+                leader: member.and_then(|m| m.addresses.into_iter().next()),
+            },
+            ProposeError::NoLeader { .. } => Self::NoLeader(error.to_string()),
+            ProposeError::OutcomeUnknown { .. } => Self::Unknown(error.to_string()),
+            ProposeError::TooLarge { size, limit } => Self::TooLarge {
+                bytes: size,
+                max: limit,
+            },
+            ProposeError::Overloaded { .. } => Self::Overloaded(error.to_string()),
+            ProposeError::ShuttingDown => Self::ShuttingDown,
+            ProposeError::Failed(reason) => Self::Storage(reason),
+        }
+    }
+}
+
+/// A handle on the door and on what comes out of it.
+#[derive(Debug, Clone)]
+pub struct Store {
+    door: Arc<dyn WriteDoor>,
+    hub: Hub,
+}
+
+impl Store {
+    /// Joins a door with the hub that its writes come out of.
+    pub fn new(door: Arc<dyn WriteDoor>, hub: Hub) -> Self {
+        Self { door, hub }
+    }
+
+    /// A store without a log, for tests.
+    pub fn in_memory() -> Self {
+        let hub = Hub::default();
+        Self::new(
+            Arc::new(MemoryDoor {
+                hub: hub.clone(),
+                state: Mutex::default(),
+            }),
+            hub,
+        )
+    }
+
+    /// The newest state.
+    pub fn view(&self) -> State {
+        self.hub.view()
+    }
+
+    /// Where commits are announced.
+    pub fn hub(&self) -> &Hub {
+        &self.hub
+    }
+
+    /// The newest state, with every write in it that was acknowledged before the call (promise P2).
+    ///
+    /// # Errors
+    /// When this manager can't be sure: it does not lead, or nobody does.
+    pub async fn read(&self) -> Result<State, WriteError> {
+        self.door.read_barrier().await?;
+        Ok(self.hub.view())
+    }
+
+    /// Writes changes.
+    ///
+    /// # Errors
+    /// See [`WriteError`]; results of single changes are in [`Written`].
+    pub async fn write(&self, now: Timestamp, changes: Vec<Change>) -> Result<Written, WriteError> {
+        self.door.write(Entry { now, changes }).await
+    }
+}
+
+/// Applies at once, in memory.
+#[derive(Debug)]
+pub struct MemoryDoor {
+    hub: Hub,
+    state: Mutex<State>,
+}
+
+#[tonic::async_trait]
+impl WriteDoor for MemoryDoor {
+    async fn write(&self, entry: Entry) -> Result<Written, WriteError> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let version = state.version + 1;
+        let Applied { results, events } = apply(&mut state, version, &entry);
+        self.hub.publish(state.clone(), events);
+        Ok(Written { version, results })
+    }
+
+    async fn read_barrier(&self) -> Result<(), WriteError> {
+        Ok(())
+    }
+}

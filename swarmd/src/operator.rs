@@ -1,0 +1,120 @@
+//! What an operator asks of the node at hand, beyond SwarmKit's API: why a task is where it is, how
+//! this node is, and to leave the cluster.
+
+use swarm_proto::own;
+use swarm_proto::own::operator_server::Operator as Service;
+use tokio::sync::{mpsc, oneshot, watch};
+use tonic::{Request, Response, Status};
+
+use crate::agent::AgentStatus;
+use crate::ca::SecurityConfig;
+use crate::manager::writer::Store;
+
+/// What does not change while swarmd runs.
+#[derive(Debug, Clone)]
+pub struct Facts {
+    /// The name this node reports.
+    pub hostname: String,
+    /// What runs its tasks.
+    pub executor: &'static str,
+}
+
+/// A request to leave, and where the answer goes.
+#[derive(Debug)]
+pub struct LeaveOrder {
+    /// Also where no manager can be told, or this is the last one.
+    pub force: bool,
+    /// What came of it.
+    pub answer: oneshot::Sender<Result<own::LeaveResponse, String>>,
+}
+
+/// Serves `Operator` on this node.
+#[derive(Debug, Clone)]
+pub struct Operator {
+    security: SecurityConfig,
+    facts: Facts,
+    agent: watch::Receiver<AgentStatus>,
+    leave: mpsc::Sender<LeaveOrder>,
+    store: Option<Store>,
+}
+
+impl Operator {
+    /// For a node; with a store on a manager.
+    pub fn new(
+        security: SecurityConfig,
+        facts: Facts,
+        agent: watch::Receiver<AgentStatus>,
+        leave: mpsc::Sender<LeaveOrder>,
+        store: Option<Store>,
+    ) -> Self {
+        Self {
+            security,
+            facts,
+            agent,
+            leave,
+            store,
+        }
+    }
+}
+
+#[tonic::async_trait]
+impl Service for Operator {
+    async fn explain_task(
+        &self,
+        request: Request<own::ExplainTaskRequest>,
+    ) -> Result<Response<own::ExplainTaskResponse>, Status> {
+        let Some(store) = &self.store else {
+            return Err(Status::failed_precondition(
+                "this node is a worker and knows only its own tasks; ask on a manager",
+            ));
+        };
+        let text = request.into_inner().task_id;
+        let not_found = || Status::not_found(format!("task {text} not found"));
+        let id: swarm_proto::id::TaskId = text.parse().map_err(|_| not_found())?;
+        let state = store
+            .read()
+            .await
+            .map_err(|e| Status::unavailable(e.to_string()))?;
+        let task = state.tasks.get(&id).ok_or_else(not_found)?;
+        let now = self.security.clock().now();
+        Ok(Response::new(crate::manager::scheduler::explain::explain(
+            &state, task, now,
+        )))
+    }
+
+    async fn local_status(
+        &self,
+        _: Request<own::LocalStatusRequest>,
+    ) -> Result<Response<own::LocalStatusResponse>, Status> {
+        let identity = self.security.identity();
+        let agent = self.agent.borrow().clone();
+        Ok(Response::new(own::LocalStatusResponse {
+            node_id: identity.node_id().to_string(),
+            cluster_id: identity.cluster_id().to_string(),
+            hostname: self.facts.hostname.clone(),
+            role: identity.role().word().to_owned(),
+            manager_addr: agent.manager_addr.unwrap_or_default(),
+            tasks: agent.tasks as u64,
+            executor: self.facts.executor.to_owned(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        }))
+    }
+
+    async fn leave(
+        &self,
+        request: Request<own::LeaveRequest>,
+    ) -> Result<Response<own::LeaveResponse>, Status> {
+        let (answer, answered) = oneshot::channel();
+        let order = LeaveOrder {
+            force: request.into_inner().force,
+            answer,
+        };
+        let stopping = || Status::unavailable("swarmd is shutting down");
+        self.leave.send(order).await.map_err(|_| stopping())?;
+        match answered.await {
+            Ok(Ok(left)) => Ok(Response::new(left)),
+            Ok(Err(reason)) => Err(Status::failed_precondition(reason)),
+            Err(_) => Err(stopping()),
+        }
+    }
+}

@@ -1,0 +1,197 @@
+//! Packs static binaries into OCI images, without any image-building tool.
+//!
+//! The same input gives the same digests, so pushing an unchanged image transfers nothing.
+
+use std::fs;
+use std::io::Write;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+use serde_json::{Value, json};
+
+pub use crate::tar::Entry;
+use crate::{Error, command, tar};
+
+const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
+const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
+const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+
+/// The user of the example image: nobody.
+const NOBODY: &str = "65534:65534";
+
+/// Content with its digest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Blob {
+    /// `sha256:` and 64 hexadecimal digits.
+    pub digest: String,
+    /// What it is.
+    pub media_type: &'static str,
+    /// The content.
+    pub content: Vec<u8>,
+}
+
+impl Blob {
+    fn new(media_type: &'static str, content: Vec<u8>) -> Self {
+        Self {
+            digest: digest(&content),
+            media_type,
+            content,
+        }
+    }
+
+    fn descriptor(&self) -> Value {
+        json!({"mediaType": self.media_type, "digest": self.digest, "size": self.content.len()})
+    }
+}
+
+/// An image of one platform, ready to be pushed.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Image {
+    /// Layers, then the configuration.
+    pub blobs: Vec<Blob>,
+    /// Names the blobs.
+    pub manifest: Blob,
+}
+
+impl Image {
+    /// The example image: the web server alone, in two layers, as nobody.
+    pub fn web(binary: &Path) -> Result<Self, Error> {
+        let content = fs::read(binary).map_err(Error::file("read", binary))?;
+        let base = [
+            Entry::directory("etc", 0o755),
+            Entry::file(
+                "etc/passwd",
+                0o644,
+                "root:x:0:0:root:/:/none\nnobody:x:65534:65534:nobody:/:/none\n",
+            ),
+            Entry::file("etc/group", 0o644, "root:x:0:\nnogroup:x:65534:\n"),
+            Entry::directory("tmp", 0o1777),
+        ];
+        let config = json!({
+            "Entrypoint": ["/web"],
+            "User": NOBODY,
+            "WorkingDir": "/",
+            "Env": ["PATH=/", "PORT=8080"],
+            "ExposedPorts": {"8080/tcp": {}},
+            "StopSignal": "SIGTERM",
+        });
+        Self::new(
+            &config,
+            &[base.to_vec(), vec![Entry::file("web", 0o755, content)]],
+        )
+    }
+
+    /// An image of layers, lowest first; `config` is the `config` object of the OCI image configuration.
+    pub fn new(config: &Value, layers: &[Vec<Entry>]) -> Result<Self, Error> {
+        let mut blobs = Vec::new();
+        let mut diff_ids = Vec::new();
+        for entries in layers {
+            let archive = tar::archive(entries).ok_or_else(|| {
+                Error::Refused("an image layer has a path of more than 100 bytes".to_owned())
+            })?;
+            diff_ids.push(digest(&archive));
+            blobs.push(Blob::new(LAYER_TYPE, gzip(&archive)?));
+        }
+        let configuration = json!({
+            "architecture": architecture(),
+            "os": "linux",
+            "config": config,
+            "rootfs": {"type": "layers", "diff_ids": diff_ids},
+        });
+        let configuration = Blob::new(CONFIG_TYPE, configuration.to_string().into_bytes());
+        let manifest = json!({
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": configuration.descriptor(),
+            "layers": blobs.iter().map(Blob::descriptor).collect::<Vec<_>>(),
+        });
+        blobs.push(configuration);
+        Ok(Self {
+            blobs,
+            manifest: Blob::new(MANIFEST_TYPE, manifest.to_string().into_bytes()),
+        })
+    }
+}
+
+/// This machine's architecture in Go's words, as images name it.
+fn architecture() -> &'static str {
+    match std::env::consts::ARCH {
+        "x86_64" => "amd64",
+        "aarch64" => "arm64",
+        other => other,
+    }
+}
+
+fn digest(content: &[u8]) -> String {
+    let sum = ring::digest::digest(&ring::digest::SHA256, content);
+    let hexadecimal: String = sum
+        .as_ref()
+        .iter()
+        .map(|byte| format!("{byte:02x}"))
+        .collect();
+    format!("sha256:{hexadecimal}")
+}
+
+/// Compresses with the system's gzip, which every Debian has; without name and time, so that it repeats.
+fn gzip(content: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut command = Command::new("gzip");
+    command
+        .arg("-n")
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| command::not_started(&command, &error))?;
+    let input = child.stdin.take();
+    // Written beside the reading: either pipe alone would fill up and stop both.
+    let output = std::thread::scope(|scope| {
+        let writer =
+            scope.spawn(move || input.map_or(Ok(()), |mut input| input.write_all(content)));
+        let output = child.wait_with_output();
+        writer
+            .join()
+            .map_err(|_| std::io::Error::other("the writing thread panicked"))
+            .and_then(|written| written)?;
+        output
+    });
+    match output {
+        Ok(output) if output.status.success() => Ok(output.stdout),
+        Ok(output) => Err(Error::Refused(format!("gzip: {}", output.status))),
+        Err(error) => Err(command::not_started(&command, &error)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_image_repeats_and_names_its_blobs() {
+        let layers = [vec![Entry::file("web", 0o755, "binary")]];
+        let image = Image::new(&json!({"Entrypoint": ["/web"]}), &layers).unwrap();
+        assert_eq!(
+            image,
+            Image::new(&json!({"Entrypoint": ["/web"]}), &layers).unwrap()
+        );
+        let manifest: Value = serde_json::from_slice(&image.manifest.content).unwrap();
+        assert_eq!(
+            manifest["layers"][0]["digest"],
+            image.blobs[0].digest.as_str()
+        );
+        assert_eq!(manifest["config"]["digest"], image.blobs[1].digest.as_str());
+    }
+
+    #[test]
+    fn a_digest_is_sha256_in_hexadecimal() {
+        assert_eq!(
+            digest(b""),
+            "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
+        );
+    }
+
+    #[test]
+    fn compressing_more_than_a_pipe_holds_does_not_block() {
+        let content = vec![1_u8; 4 << 20];
+        assert!(gzip(&content).unwrap().len() < content.len());
+    }
+}

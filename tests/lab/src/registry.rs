@@ -1,0 +1,176 @@
+//! Debian's docker-registry on the lab's subnet, over HTTP and over HTTPS with a certificate of the lab's own CA.
+//!
+//! Both fronts serve the same storage; images are pushed through the first.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::Child;
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
+
+use crate::image::Image;
+use crate::site::Site;
+use crate::{Error, process, registry_client, wait};
+
+/// Not 5000, where a registry of this machine's own may listen on every address.
+const HTTP_PORT: u16 = 5080;
+const HTTPS_PORT: u16 = 5443;
+/// How long the registry may take to listen, and to end.
+const LIMIT: Duration = Duration::from_secs(20);
+
+/// A running registry.
+#[derive(Debug)]
+pub struct Registry {
+    directory: PathBuf,
+    storage: PathBuf,
+    address: Ipv4Addr,
+    fronts: Vec<Child>,
+}
+
+impl Registry {
+    /// Starts the HTTP front and waits until it listens.
+    pub(crate) fn start(site: &Site) -> Result<Self, Error> {
+        let mut registry = Self {
+            directory: site.run().join("registry"),
+            storage: site.state().join("registry"),
+            address: site.gateway(),
+            fronts: Vec::new(),
+        };
+        for path in [&registry.directory, &registry.storage] {
+            fs::create_dir_all(path).map_err(Error::file("create", path))?;
+        }
+        registry.start_http()?;
+        Ok(registry)
+    }
+
+    /// Starts the HTTP front again after [`Registry::stop`].
+    pub fn start_http(&mut self) -> Result<(), Error> {
+        self.start_front("http", HTTP_PORT, "")
+    }
+
+    /// Starts the HTTPS front; its certificate is for the lab's address.
+    pub fn start_https(&mut self) -> Result<(), Error> {
+        let [certificate, key] = ["server.crt", "server.key"].map(|name| self.directory.join(name));
+        if !certificate.exists() {
+            self.make_certificates(&certificate, &key)?;
+        }
+        let tls = format!(
+            "  tls:\n    certificate: {}\n    key: {}\n",
+            certificate.display(),
+            key.display()
+        );
+        self.start_front("https", HTTPS_PORT, &tls)
+    }
+
+    /// Ends all fronts: connections are refused from now on.
+    pub fn stop(&mut self) -> Result<(), Error> {
+        for mut child in self.fronts.drain(..) {
+            process::signal(child.id(), Signal::SIGKILL)?;
+            child
+                .wait()
+                .map_err(Error::file("wait for", "docker-registry"))?;
+        }
+        Ok(())
+    }
+
+    /// `address:port` of the HTTP front, as image names begin with.
+    pub fn http(&self) -> String {
+        format!("{}:{HTTP_PORT}", self.address)
+    }
+
+    /// `address:port` of the HTTPS front.
+    pub fn https(&self) -> String {
+        format!("{}:{HTTPS_PORT}", self.address)
+    }
+
+    /// The certificate that signed the HTTPS front's; made by [`Registry::start_https`].
+    pub fn ca_certificate(&self) -> PathBuf {
+        self.directory.join("ca.crt")
+    }
+
+    /// How often each blob was fetched through the HTTP front, by digest.
+    pub fn fetched(&self) -> Result<BTreeMap<String, usize>, Error> {
+        let log = self.directory.join("http.log");
+        let text = fs::read_to_string(&log).map_err(Error::file("read", log))?;
+        let mut fetched = BTreeMap::new();
+        for line in text.lines() {
+            // The access log: address - - [time] "GET /v2/name/blobs/sha256:… HTTP/1.1" 200 …
+            let Some((_, rest)) = line.split_once("\"GET /v2/") else {
+                continue;
+            };
+            let Some((_, rest)) = rest.split_once("/blobs/") else {
+                continue;
+            };
+            if let Some((digest, _)) = rest.split_once(' ') {
+                *fetched.entry(digest.to_owned()).or_default() += 1;
+            }
+        }
+        Ok(fetched)
+    }
+
+    /// Pushes an image and returns its full name.
+    pub fn push(&self, repository: &str, tag: &str, image: &Image) -> Result<String, Error> {
+        let address = SocketAddr::new(IpAddr::V4(self.address), HTTP_PORT);
+        registry_client::push(address, repository, tag, image)?;
+        Ok(format!("{}/{repository}:{tag}", self.http()))
+    }
+
+    fn start_front(&mut self, name: &str, port: u16, tls: &str) -> Result<(), Error> {
+        let file = self.directory.join(format!("{name}.yml"));
+        let (storage, address) = (
+            self.storage.display(),
+            SocketAddr::new(IpAddr::V4(self.address), port),
+        );
+        let text = format!(
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {storage}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{tls}"
+        );
+        fs::write(&file, text).map_err(Error::file("write", &file))?;
+        let log = self.directory.join(format!("{name}.log"));
+        let arguments = ["serve".to_owned(), file.to_string_lossy().into_owned()];
+        let child = process::start(Path::new("docker-registry"), &arguments, &log, None)?;
+        let pid = child.id();
+        self.fronts.push(child);
+        wait::until(&format!("registry at {address}"), LIMIT, || {
+            if !process::is_alive(pid) {
+                return Err(format!("it ended; see {}", log.display()));
+            }
+            TcpStream::connect(address)
+                .map(drop)
+                .map_err(|error| error.to_string())
+        })
+    }
+
+    fn make_certificates(&self, certificate: &Path, key: &Path) -> Result<(), Error> {
+        let refused = |error: rcgen::Error| {
+            Error::Refused(format!("the registry's certificate can't be made: {error}"))
+        };
+        let ca_key = KeyPair::generate().map_err(refused)?;
+        let mut ca = CertificateParams::default();
+        ca.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        ca.distinguished_name
+            .push(DnType::CommonName, "registry ca");
+        let ca_certificate = ca.self_signed(&ca_key).map_err(refused)?;
+        let issuer = Issuer::new(ca, ca_key);
+
+        let server_key = KeyPair::generate().map_err(refused)?;
+        let mut server = CertificateParams::default();
+        server
+            .distinguished_name
+            .push(DnType::CommonName, "registry");
+        server.subject_alt_names = vec![SanType::IpAddress(IpAddr::V4(self.address))];
+        let server_certificate = server.signed_by(&server_key, &issuer).map_err(refused)?;
+
+        for (path, text) in [
+            (self.ca_certificate().as_path(), ca_certificate.pem()),
+            (certificate, server_certificate.pem()),
+            (key, server_key.serialize_pem()),
+        ] {
+            fs::write(path, text).map_err(Error::file("write", path))?;
+        }
+        Ok(())
+    }
+}
