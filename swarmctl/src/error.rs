@@ -1,5 +1,6 @@
 //! How a command can fail, what the operator reads, and the exit code. The only place that knows gRPC codes.
 
+use std::error::Error as _;
 use std::fmt;
 use std::io;
 
@@ -134,7 +135,7 @@ impl Error {
     /// True where asking again may help: no leader just now, or the local swarmd restarts.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Refused { status, .. } => judge(status.code()).0 == ExitCode::Unreachable,
+            Self::Refused { status, .. } => judge(status).0 == ExitCode::Unreachable,
             Self::Unreachable { .. } => true,
             Self::Usage(_)
             | Self::NotFound { .. }
@@ -152,7 +153,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Template(_) => ExitCode::Usage,
             Self::NotFound { .. } | Self::Ambiguous { .. } => ExitCode::NotFound,
-            Self::Refused { status, .. } => judge(status.code()).0,
+            Self::Refused { status, .. } => judge(status).0,
             Self::Rejected { .. } => ExitCode::Refused,
             Self::Unreachable { .. } => ExitCode::Unreachable,
             Self::NotConverged { .. } => ExitCode::NotConverged,
@@ -186,15 +187,22 @@ fn explain(status: &tonic::Status) -> String {
         "" => status.code().description(),
         message => message,
     };
-    match judge(status.code()).1 {
+    match judge(status).1 {
         "" => message.to_owned(),
         hint => format!("{message} ({hint})"),
     }
 }
 
-/// The exit code and the hint of a gRPC code.
-fn judge(code: Code) -> (ExitCode, &'static str) {
-    match code {
+/// The exit code and the hint of an answer.
+fn judge(status: &tonic::Status) -> (ExitCode, &'static str) {
+    // Only a status made on this side has a source: nobody answered, whatever code the transport chose.
+    if status.source().is_some() {
+        return (
+            ExitCode::Unreachable,
+            "the connection to swarmd broke; is it running? its log says more",
+        );
+    }
+    match status.code() {
         Code::Ok => (ExitCode::Ok, ""),
         Code::InvalidArgument
         | Code::AlreadyExists

@@ -237,6 +237,31 @@ async fn a_lost_race_is_run_again() {
 }
 
 #[tokio::test]
+async fn a_swarmd_that_ends_before_it_answers_is_unreachable() {
+    let directory = tempfile::tempdir().unwrap();
+    let socket = directory.path().join("swarmd.sock");
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    let ends = tokio::spawn(async move {
+        while let Ok((connection, _)) = listener.accept().await {
+            drop(connection);
+        }
+    });
+    let (mut terminal, _, stderr) = Terminal::captured();
+    let environment = Environment {
+        variables: [("SWARM_SOCKET".to_owned(), socket.display().to_string())].into(),
+        clock: Arc::new(SystemClock),
+        connector: crate::Connector::Socket,
+        interrupt: Box::pin(std::future::pending()),
+        answer_timeout: None,
+    };
+    let code = crate::run(words("swarmctl node ls"), environment, &mut terminal).await;
+    ends.abort();
+    let stderr = stderr.take();
+    assert_eq!(code, ExitCode::Unreachable, "{stderr}");
+    assert!(stderr.contains("is it running?"), "{stderr}");
+}
+
+#[tokio::test]
 async fn a_manager_that_is_away_for_a_moment_ends_no_wait() {
     let shell = Shell::new().await;
     shell.state.lock().unwrap().away = 3;

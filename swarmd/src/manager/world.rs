@@ -492,15 +492,19 @@ impl World {
             let holding = self.state.node_tasks(node.id).filter(|t| t.is_active());
             for task in holding {
                 let policy = &self.state.task_spec(task).unwrap().task;
+                // A paused node that shrank keeps what it has.
+                let fits = free.fits(&policy.reservations);
                 assert!(
-                    free.fits(&policy.reservations),
+                    fits || node.availability == pb::node_spec::Availability::Pause,
                     "{} is over-committed",
                     self.names[&node.id]
                 );
-                free.deduct(
-                    &policy.reservations,
-                    &task.generic.clone().unwrap_or_default(),
-                );
+                if fits {
+                    free.deduct(
+                        &policy.reservations,
+                        &task.generic.clone().unwrap_or_default(),
+                    );
+                }
                 for port in &policy.host_ports {
                     assert!(ports.insert(*port), "port {port} is taken twice");
                 }

@@ -193,7 +193,7 @@ impl Bed {
         let spec_version = self.store.view().services[&SERVICE].spec_version;
         let tasks = ids.clone().map(|id| NewTask {
             id: TaskId::from_raw(id),
-            slot: 1,
+            slot: u64::try_from(id).unwrap(),
             desired: TaskState::Running,
             node: None,
             generic: Default::default(),

@@ -664,7 +664,7 @@ mod any_order_of_events {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { cases: 100, failure_persistence: None, ..ProptestConfig::default() })]
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
 
         /// After each event: passes come to an end, a full pass finds nothing more, nothing is
         /// promised twice. And once the trouble is over, every service has what it asks for.

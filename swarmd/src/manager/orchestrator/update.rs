@@ -84,7 +84,10 @@ pub(crate) fn plan(cx: &mut Ctx, service: &Service, tasks: &[Arc<Task>]) {
     let slots: Vec<Progress<'_>> = slot::each(tasks)
         .map(|tasks| Progress::of(&cx.state, (service, &templates), begun, config, tasks))
         .collect();
-    if let Some(task) = too_many_failures(&slots, config)
+    // One that begins here has failed in nothing yet; and what it would do about a failure needs
+    // the version that its beginning gets.
+    if under_way(service)
+        && let Some(task) = too_many_failures(&slots, config)
         && stop(cx, service, direction, config.failure_action, (begun, task))
     {
         return;
