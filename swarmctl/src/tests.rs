@@ -241,11 +241,11 @@ async fn a_swarmd_that_ends_before_it_answers_is_unreachable() {
     let directory = tempfile::tempdir().unwrap();
     let socket = directory.path().join("swarmd.sock");
     let listener = tokio::net::UnixListener::bind(&socket).unwrap();
-    let ends = tokio::spawn(async move {
+    let ends = async {
         while let Ok((connection, _)) = listener.accept().await {
             drop(connection);
         }
-    });
+    };
     let (mut terminal, _, stderr) = Terminal::captured();
     let environment = Environment {
         variables: [("SWARM_SOCKET".to_owned(), socket.display().to_string())].into(),
@@ -254,8 +254,11 @@ async fn a_swarmd_that_ends_before_it_answers_is_unreachable() {
         interrupt: Box::pin(std::future::pending()),
         answer_timeout: None,
     };
-    let code = crate::run(words("swarmctl node ls"), environment, &mut terminal).await;
-    ends.abort();
+    let run = crate::run(words("swarmctl node ls"), environment, &mut terminal);
+    let code = tokio::select! {
+        code = run => code,
+        () = ends => unreachable!("the listener ended"),
+    };
     let stderr = stderr.take();
     assert_eq!(code, ExitCode::Unreachable, "{stderr}");
     assert!(stderr.contains("is it running?"), "{stderr}");
