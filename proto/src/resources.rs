@@ -128,18 +128,23 @@ impl Resources {
     pub fn deduct(&mut self, reservations: &Reservations, assigned: &BTreeMap<String, Generic>) {
         self.subtract_amounts(reservations);
         for (kind, held) in assigned {
-            match (self.generic.get_mut(kind), held) {
-                (Some(Generic::Count(count)), Generic::Count(held)) => {
-                    *count = count.saturating_sub(*held);
-                }
-                (Some(Generic::Names(names)), Generic::Names(held)) => {
-                    names.retain(|name| !held.contains(name));
-                }
-                // The node no longer has this kind, or in the other form: nothing to take.
-                (Some(Generic::Count(_)), Generic::Names(_))
-                | (Some(Generic::Names(_)), Generic::Count(_))
-                | (None, _) => {}
+            self.deduct_generic(kind, held);
+        }
+    }
+
+    /// As [`Self::deduct`], one kind of generic resource.
+    pub fn deduct_generic(&mut self, kind: &str, held: &Generic) {
+        match (self.generic.get_mut(kind), held) {
+            (Some(Generic::Count(count)), Generic::Count(held)) => {
+                *count = count.saturating_sub(*held);
             }
+            (Some(Generic::Names(names)), Generic::Names(held)) => {
+                names.retain(|name| !held.contains(name));
+            }
+            // The node no longer has this kind, or in the other form: nothing to take.
+            (Some(Generic::Count(_)), Generic::Names(_))
+            | (Some(Generic::Names(_)), Generic::Count(_))
+            | (None, _) => {}
         }
     }
 

@@ -35,7 +35,19 @@ pub(super) async fn dial(socket: &str) -> Result<Channel, Error> {
     Endpoint::from_static("http://swarmd.invalid")
         .connect_with_connector(connector)
         .await
-        .map_err(|error| unreachable(error.to_string()))
+        .map_err(|error| {
+            unreachable(format!(
+                "the connection broke ({}); is it running? its log says more",
+                cause(&error)
+            ))
+        })
+}
+
+/// The innermost reason: those around it say no more than that it was a transport's.
+fn cause(error: &dyn std::error::Error) -> String {
+    std::iter::successors(Some(error), |error| error.source())
+        .last()
+        .map_or_else(String::new, ToString::to_string)
 }
 
 fn reason(error: &io::Error) -> String {

@@ -134,7 +134,8 @@ fn crowded_out(state: &State, node: &Node) -> Vec<Arc<Task>> {
         let generic = task.generic.as_deref().unwrap_or(&nothing);
         let mut amounts = spec.task.reservations.clone();
         amounts.generic.clear();
-        if free.fits(&amounts) && has_generic(&free, generic) {
+        let has = |(kind, held): (&String, &Generic)| has_generic(&free, kind, held);
+        if free.fits(&amounts) && generic.iter().all(has) {
             free.deduct(&amounts, generic);
         } else {
             evicted.push(Arc::clone(task));
@@ -146,17 +147,19 @@ fn crowded_out(state: &State, node: &Node) -> Vec<Arc<Task>> {
 fn exceeds(usage: &Usage, total: &Resources) -> bool {
     (usage.nano_cpus > 0 && usage.nano_cpus > total.nano_cpus)
         || (usage.memory_bytes > 0 && usage.memory_bytes > total.memory_bytes)
-        || !has_generic(total, &usage.generic)
+        || !usage
+            .generic
+            .each()
+            .all(|(kind, held)| has_generic(total, kind, &held))
 }
 
 /// Whether what is held is there, in the form in which it is held.
-fn has_generic(total: &Resources, held: &BTreeMap<String, Generic>) -> bool {
-    held.iter()
-        .all(|(kind, held)| match (total.generic.get(kind), held) {
-            (Some(Generic::Count(have)), Generic::Count(held)) => held <= have,
-            (Some(Generic::Names(have)), Generic::Names(held)) => held.is_subset(have),
-            (Some(Generic::Count(_)), Generic::Names(_))
-            | (Some(Generic::Names(_)), Generic::Count(_))
-            | (None, _) => held.is_empty(),
-        })
+fn has_generic(total: &Resources, kind: &str, held: &Generic) -> bool {
+    match (total.generic.get(kind), held) {
+        (Some(Generic::Count(have)), Generic::Count(held)) => held <= have,
+        (Some(Generic::Names(have)), Generic::Names(held)) => held.is_subset(have),
+        (Some(Generic::Count(_)), Generic::Names(_))
+        | (Some(Generic::Names(_)), Generic::Count(_))
+        | (None, _) => held.is_empty(),
+    }
 }

@@ -649,8 +649,18 @@ mod any_order_of_events {
             "monitor=1 action=continue ratio=0.3",
             "port=80",
             "spread=node.labels.z",
+            "generic=gpu:1",
         ]);
-        let facts = proptest::sample::select(vec!["z=1", "z=2", "cpu=1", "cpu=2 z=1", "cpu=4", ""]);
+        let facts = proptest::sample::select(vec![
+            "z=1",
+            "z=2",
+            "cpu=1",
+            "cpu=2 z=1",
+            "cpu=4",
+            "generic=gpu:2",
+            "generic=gpu:x,gpu:y",
+            "",
+        ]);
         prop_oneof![
             2 => (node_verb, node()).prop_map(|(verb, node)| format!("{verb} {node}")),
             2 => (service(), slot()).prop_map(|(s, n)| format!("may-fail {s}.{n}")),
@@ -678,7 +688,7 @@ mod any_order_of_events {
             let calm = "activate a / activate b / activate c / activate d / up a / up b / up c / up d \
                         / set a z=1 / set b z=2 / set c z=1 / set d z=2 / go / tick 70 / go";
             world.run(calm);
-            let anew = "noports order=stop restart=any attempts=0 cpu=1 max=0 constraint=node.labels.z!=9 monitor=0 image=v9 parallelism=0 delay=1";
+            let anew = "nogeneric noports order=stop restart=any attempts=0 cpu=1 max=0 constraint=node.labels.z!=9 monitor=0 image=v9 parallelism=0 delay=1";
             world.run(&format!("scale web 3 / update web {anew} / go / tick 70 / go / scale db 2 / update db {anew} / go / tick 70 / go"));
             for (service, replicas) in [("web", 3), ("db", 2)] {
                 let shown = world.show_all();

@@ -157,10 +157,9 @@ impl Row {
         let mut free = self.node.resources.clone();
         free.nano_cpus = free.nano_cpus.saturating_sub(self.usage.nano_cpus);
         free.memory_bytes = free.memory_bytes.saturating_sub(self.usage.memory_bytes);
-        free.deduct(
-            &swarm_proto::resources::Reservations::default(),
-            &self.usage.generic,
-        );
+        for (kind, held) in self.usage.generic.each() {
+            free.deduct_generic(kind, &held);
+        }
         free
     }
 

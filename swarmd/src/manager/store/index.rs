@@ -248,7 +248,10 @@ impl State {
             }
             if let Some(generic) = task.generic.as_deref() {
                 for (kind, amount) in generic {
-                    usage.change_generic(kind, amount, sign);
+                    match sign {
+                        Sign::Take => usage.generic.take(kind, amount),
+                        Sign::Release => usage.generic.release(kind, amount),
+                    }
                 }
             }
         }
@@ -299,7 +302,7 @@ impl Usage {
             self.change_reserved(policy, Sign::Take);
         }
         for (kind, amount) in generic {
-            self.change_generic(kind, amount, Sign::Take);
+            self.generic.take(kind, amount);
         }
     }
 
@@ -340,37 +343,6 @@ impl Usage {
                     }
                 }
             }
-        }
-    }
-
-    fn change_generic(&mut self, kind: &str, amount: &Generic, sign: Sign) {
-        let empty = match amount {
-            Generic::Count(_) => Generic::Count(0),
-            Generic::Names(_) => Generic::Names(std::collections::BTreeSet::new()),
-        };
-        let held = self.generic.entry(kind.to_owned()).or_insert(empty);
-        match (held, amount) {
-            (Generic::Count(held), Generic::Count(by)) => {
-                *held = match sign {
-                    Sign::Take => held.saturating_add(*by),
-                    Sign::Release => held.saturating_sub(*by),
-                }
-            }
-            (Generic::Names(held), Generic::Names(by)) => match sign {
-                Sign::Take => held.extend(by.iter().cloned()),
-                Sign::Release => held.retain(|name| !by.contains(name)),
-            },
-            // The node changed how it advertises this kind while tasks held some: what the
-            // earlier tasks hold is counted again when they end.
-            (Generic::Count(_), Generic::Names(_)) | (Generic::Names(_), Generic::Count(_)) => {}
-        }
-        let none_left = match self.generic.get(kind) {
-            Some(Generic::Count(n)) => *n == 0,
-            Some(Generic::Names(names)) => names.is_empty(),
-            None => false,
-        };
-        if none_left {
-            self.generic.remove(kind);
         }
     }
 }

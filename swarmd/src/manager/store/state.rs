@@ -268,13 +268,73 @@ pub struct Usage {
     /// Reserved bytes of memory.
     pub memory_bytes: i64,
     /// Claimed generic resources.
-    pub generic: BTreeMap<String, Generic>,
+    pub generic: GenericUsage,
     /// Ports taken, with how many tasks hold each.
     pub ports: BTreeMap<HostPort, u32>,
     /// Active tasks.
     pub active: u32,
     /// Active tasks by service.
     pub by_service: BTreeMap<ServiceId, u32>,
+}
+
+/// Claimed generic resources of a node. Counts and names are apart: a node that begins to name what it only counted
+/// has tasks that hold some of either form.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct GenericUsage {
+    /// How many of a kind.
+    counts: BTreeMap<String, u64>,
+    /// By kind and name, how many tasks hold it: more than one only where the node's facts changed under them.
+    names: BTreeMap<String, BTreeMap<String, u32>>,
+}
+
+impl GenericUsage {
+    /// A task has got these.
+    pub(crate) fn take(&mut self, kind: &str, amount: &Generic) {
+        match amount {
+            Generic::Count(0) => {}
+            Generic::Count(by) => {
+                let held = self.counts.entry(kind.to_owned()).or_default();
+                *held = held.saturating_add(*by);
+            }
+            Generic::Names(names) => {
+                for name in names {
+                    let held = self.names.entry(kind.to_owned()).or_default();
+                    *held.entry(name.clone()).or_default() += 1;
+                }
+            }
+        }
+    }
+
+    /// A task holds these no more.
+    pub(crate) fn release(&mut self, kind: &str, amount: &Generic) {
+        match amount {
+            Generic::Count(by) => {
+                if let Some(held) = self.counts.get_mut(kind) {
+                    *held = held.saturating_sub(*by);
+                }
+                self.counts.retain(|_, held| *held > 0);
+            }
+            Generic::Names(names) => {
+                if let Some(held) = self.names.get_mut(kind) {
+                    held.retain(|name, tasks| {
+                        *tasks = tasks.saturating_sub(u32::from(names.contains(name)));
+                        *tasks > 0
+                    });
+                }
+                self.names.retain(|_, held| !held.is_empty());
+            }
+        }
+    }
+
+    /// What is held of each kind, in each form.
+    pub(crate) fn each(&self) -> impl Iterator<Item = (&String, Generic)> {
+        let counts = self.counts.iter();
+        let counts = counts.map(|(kind, held)| (kind, Generic::Count(*held)));
+        let names = self.names.iter();
+        let names =
+            names.map(|(kind, held)| (kind, Generic::Names(held.keys().cloned().collect())));
+        counts.chain(names)
+    }
 }
 
 impl Task {

@@ -1,10 +1,12 @@
 //! Random logs over a small world, for properties of apply, codec and snapshots.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use proptest::prelude::*;
 use swarm_proto::id::{NodeId, ServiceId, TaskId};
 use swarm_proto::pb;
+use swarm_proto::resources::Generic;
 use swarm_proto::service::ServiceSpec;
 use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
@@ -102,17 +104,28 @@ fn state() -> impl Strategy<Value = TaskState> {
     proptest::sample::select(TaskState::ALL.to_vec())
 }
 
+/// Given to tasks without regard to what a node has, as by a node that changed under them.
+fn generic() -> impl Strategy<Value = BTreeMap<String, Generic>> {
+    let names = proptest::collection::btree_set("[a-c]", 1..3);
+    let amount = prop_oneof![
+        (1u64..3).prop_map(Generic::Count),
+        names.prop_map(Generic::Names),
+    ];
+    proptest::collection::btree_map(Just("gpu".to_owned()), amount, 0..2)
+}
+
 fn change() -> impl Strategy<Value = Change> {
     let spec = || (0u8..3, 0u8..3, 0u64..4).prop_map(|(n, t, r)| spec(n, t, r));
-    let new_task = (task(), 1u64..4, state(), proptest::option::of(node_id()));
-    let new_task = new_task.prop_map(|(id, slot, desired, node)| NewTask {
+    let on = proptest::option::of(node_id());
+    let new_task = (task(), 1u64..4, state(), on, generic());
+    let new_task = new_task.prop_map(|(id, slot, desired, node, generic)| NewTask {
         id,
         slot,
         desired,
         node,
         start_at: Timestamp::ZERO,
         after: None,
-        generic: [].into(),
+        generic,
     });
     let report = (task(), state()).prop_map(|(task, state)| Report {
         task,
@@ -122,11 +135,11 @@ fn change() -> impl Strategy<Value = Change> {
         err: Text::default(),
         container: None,
     });
-    let place = (task(), node_id());
-    let place = place.prop_map(|(task, node)| Placement {
+    let place = (task(), node_id(), generic());
+    let place = place.prop_map(|(task, node, generic)| Placement {
         task,
         node,
-        generic: [].into(),
+        generic,
     });
     let tasks = || proptest::collection::vec(task(), 0..4);
     prop_oneof![

@@ -64,6 +64,7 @@ pub(super) fn amend(spec: &mut pb::ServiceSpec, args: &str) {
                 let generic = parse_generic(&value.replace(':', "=")).unwrap();
                 reserved.generic = swarm_proto::resources::generic_to_wire(&generic);
             }
+            "nogeneric" => reserved.generic.clear(),
             "constraint" => placement.constraints = vec![value],
             "constraint+" => placement.constraints.push(value),
             "max" => placement.max_replicas = value.parse().unwrap(),
