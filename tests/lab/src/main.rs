@@ -1,4 +1,4 @@
-//! `demo up`, `demo down` and `demo status`: a cluster of six hosts on this machine.
+//! `demo up` and `demo down`: a cluster of six hosts on this machine.
 
 use std::process::ExitCode;
 
