@@ -16,5 +16,6 @@ pub mod manager;
 pub mod node;
 pub mod operator;
 pub mod state_dir;
+pub mod worker_api;
 
 pub use daemon::run;

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use agent_runtime::{Executor, NodeFacts};
 use swarm_proto::id::NodeId;
-use swarm_proto::own::operator_server::OperatorServer;
 use swarm_proto::pb::node_spec::Availability;
 use swarm_proto::{own, pb};
 use tokio::net::TcpListener;
@@ -35,10 +34,10 @@ use crate::config::{Config, ExecutorKind};
 use crate::executors;
 use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::raft::{Start, Timing};
-use crate::manager::writer::Store;
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
-use crate::operator::{Facts, LeaveOrder, Operator};
+use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::state_dir::StateDir;
+use crate::worker_api::{self, AskManager};
 
 /// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -204,11 +203,12 @@ struct Ports {
     leave: mpsc::Sender<LeaveOrder>,
     agent: watch::Receiver<AgentStatus>,
     facts: Facts,
+    managers: watch::Receiver<Vec<String>>,
 }
 
 impl Ports {
-    fn operator(self, security: SecurityConfig, store: Option<Store>) -> Operator {
-        Operator::new(security, self.facts, self.agent, self.leave, store)
+    fn operator(self, security: SecurityConfig, cluster: ClusterState) -> Operator {
+        Operator::new(security, self.facts, self.agent, self.leave, cluster)
     }
 }
 
@@ -220,9 +220,10 @@ async fn run_worker(
     let security = SecurityConfig::new(identity, site.clock.clone())?;
     let managers = site.config.join_addr.iter().cloned().collect();
     let (mut running, ports) = start(site, security, managers).await?;
-    let operator = ports.operator(running.security.clone(), None);
-    let routes = Routes::new(OperatorServer::new(operator));
-    running.serve_socket(socket, routes);
+    let ask = AskManager::new(ports.managers.clone());
+    let cluster = ClusterState::Elsewhere(ask.clone());
+    let operator = ports.operator(running.security.clone(), cluster);
+    running.serve_socket(socket, worker_api::routes(operator, ask));
     let left = running
         .until_end(std::future::pending(), Role::Worker)
         .await;
@@ -250,8 +251,8 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     // The agent on this host talks to its manager over the wire, like any other.
     let own = local_address(incoming.local_addr()).to_string();
     let (mut running, ports) = start(site, security, vec![own]).await?;
-    let store = Some(manager.store().clone());
-    let operator = ports.operator(running.security.clone(), store);
+    let cluster = ClusterState::Here(manager.store().clone());
+    let operator = ports.operator(running.security.clone(), cluster);
     let routes = server::routes(&manager, operator);
     running.serve_socket(socket, routes.clone());
     running.serve_remote(incoming, routes, &manager);
@@ -354,11 +355,11 @@ async fn start(
         executor,
         connector: Arc::new(security.clone()),
         clock: clock.clone(),
-        managers: managers.clone(),
+        managers,
     };
     let agent = Arc::new(Agent::new(agent_config)?);
     let mut tasks = JoinSet::new();
-    let (known, managers) = watch::channel(managers);
+    let (known, managers) = watch::channel(agent.last_managers());
     let renew_now = Arc::new(Notify::new());
     tasks.spawn(heed(
         agent.notices(),
@@ -369,7 +370,7 @@ async fn start(
     let renewer = Renewer {
         security: security.clone(),
         dir: IdentityDir::new(state.path()),
-        managers,
+        managers: managers.clone(),
         renew_now,
     };
     tasks.spawn(renewer.run(cancel.clone()));
@@ -377,6 +378,7 @@ async fn start(
         leave: leave_order,
         agent: agent.status(),
         facts,
+        managers,
     };
     let running = Running {
         config,

@@ -9,6 +9,7 @@ use tonic::{Request, Response, Status};
 use crate::agent::AgentStatus;
 use crate::ca::SecurityConfig;
 use crate::manager::writer::Store;
+use crate::worker_api::AskManager;
 
 /// What does not change while swarmd runs.
 #[derive(Debug, Clone)]
@@ -28,6 +29,15 @@ pub struct LeaveOrder {
     pub answer: oneshot::Sender<Result<own::LeaveResponse, String>>,
 }
 
+/// What answers a question about the whole cluster.
+#[derive(Debug, Clone)]
+pub enum ClusterState {
+    /// This node is a manager.
+    Here(Store),
+    /// This node is a worker.
+    Elsewhere(AskManager),
+}
+
 /// Serves `Operator` on this node.
 #[derive(Debug, Clone)]
 pub struct Operator {
@@ -35,24 +45,24 @@ pub struct Operator {
     facts: Facts,
     agent: watch::Receiver<AgentStatus>,
     leave: mpsc::Sender<LeaveOrder>,
-    store: Option<Store>,
+    cluster: ClusterState,
 }
 
 impl Operator {
-    /// For a node; with a store on a manager.
+    /// For a node.
     pub fn new(
         security: SecurityConfig,
         facts: Facts,
         agent: watch::Receiver<AgentStatus>,
         leave: mpsc::Sender<LeaveOrder>,
-        store: Option<Store>,
+        cluster: ClusterState,
     ) -> Self {
         Self {
             security,
             facts,
             agent,
             leave,
-            store,
+            cluster,
         }
     }
 }
@@ -63,10 +73,9 @@ impl Service for Operator {
         &self,
         request: Request<own::ExplainTaskRequest>,
     ) -> Result<Response<own::ExplainTaskResponse>, Status> {
-        let Some(store) = &self.store else {
-            return Err(Status::failed_precondition(
-                "this node is a worker and knows only its own tasks; ask on a manager",
-            ));
+        let store = match &self.cluster {
+            ClusterState::Here(store) => store,
+            ClusterState::Elsewhere(ask) => return Err(ask.refusal()),
         };
         let text = request.into_inner().task_id;
         let not_found = || Status::not_found(format!("task {text} not found"));

@@ -19,7 +19,10 @@ use swarmd::manager::controlapi::{ControlApi, Managers};
 use swarmd::manager::scheduler::explain::explain;
 use swarmd::manager::store::{Change, Entry};
 use swarmd::manager::writer::{Store, WriteDoor, WriteError, Written};
+use swarmd::worker_api::{self, AskManager};
+use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tonic::service::Routes;
 use tonic::transport::{Channel, Endpoint, Server};
 use tonic::{Request, Response, Status};
 
@@ -29,6 +32,8 @@ use super::names::Names;
 const NODES: u128 = 4;
 /// The manager.
 const MANAGER: NodeId = NodeId::from_raw(1);
+/// Where other nodes reach it.
+const MANAGER_ADDR: &str = "10.0.0.1:4242";
 /// Buffer of the connection between swarmctl and the manager.
 const PIPE_BYTES: usize = 1 << 16;
 
@@ -44,9 +49,10 @@ pub(crate) struct Shell {
     world: Shared,
     /// The node on which the shell is.
     here: Arc<Mutex<NodeId>>,
-    channel: Channel,
+    manager: Channel,
+    worker: Channel,
     names: Names,
-    _server: JoinSet<()>,
+    _servers: JoinSet<()>,
 }
 
 impl Shell {
@@ -80,13 +86,20 @@ impl Shell {
         let here = Arc::new(Mutex::new(MANAGER));
         let api = ControlApi::new(store, clock, Arc::new(OneManager));
         let local = Local(Arc::clone(&world), Arc::clone(&here));
-        let (channel, server) = serve(api, local).await;
+        let mut servers = JoinSet::new();
+        let of_manager = Routes::default()
+            .add_service(pb::control_server::ControlServer::new(api.clone()))
+            .add_service(pb::watch_server::WatchServer::new(api))
+            .add_service(OperatorServer::new(local.clone()));
+        let (_, known) = watch::channel(vec![MANAGER_ADDR.to_owned()]);
+        let of_worker = worker_api::routes(local, AskManager::new(known));
         Self {
             world,
             here,
-            channel,
+            manager: serve(of_manager, &mut servers).await,
+            worker: serve(of_worker, &mut servers).await,
             names: Names::default(),
-            _server: server,
+            _servers: servers,
         }
     }
 
@@ -97,7 +110,12 @@ impl Shell {
             None => (line, usize::MAX),
         };
         let clock = Arc::new(Virtual(Arc::clone(&self.world)));
-        let mut environment = Environment::over(self.channel.clone(), clock);
+        let here = *self.here.lock().unwrap();
+        let channel = match here == MANAGER {
+            true => &self.manager,
+            false => &self.worker,
+        };
+        let mut environment = Environment::over(channel.clone(), clock);
         environment
             .variables
             .insert("EDITION".to_owned(), "first".to_owned());
@@ -256,7 +274,7 @@ struct OneManager;
 impl Managers for OneManager {
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
         (node == MANAGER).then(|| pb::ManagerStatus {
-            addr: "10.0.0.1:4242".to_owned(),
+            addr: MANAGER_ADDR.to_owned(),
             leader: true,
             reachability: pb::raft_member_status::Reachability::Reachable.into(),
             ..Default::default()
@@ -265,7 +283,7 @@ impl Managers for OneManager {
 }
 
 /// What the node at hand answers itself.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 struct Local(Shared, Arc<Mutex<NodeId>>);
 
 #[tonic::async_trait]
@@ -332,28 +350,24 @@ impl swarmctl::Clock for Virtual {
     }
 }
 
-/// Serves the manager's API over a pipe.
-async fn serve(api: ControlApi, local: Local) -> (Channel, JoinSet<()>) {
+/// Serves what a control socket does over a pipe.
+async fn serve(routes: Routes, servers: &mut JoinSet<()>) -> Channel {
     let (client, server) = tokio::io::duplex(PIPE_BYTES);
     let incoming = tokio_stream::StreamExt::chain(
         tokio_stream::once(Ok::<_, std::io::Error>(server)),
         tokio_stream::pending(),
     );
     let serving = Server::builder()
-        .add_service(pb::control_server::ControlServer::new(api.clone()))
-        .add_service(pb::watch_server::WatchServer::new(api))
-        .add_service(OperatorServer::new(local))
+        .add_routes(routes)
         .serve_with_incoming(incoming);
-    let mut tasks = JoinSet::new();
-    tasks.spawn(async move { serving.await.unwrap() });
+    servers.spawn(async move { serving.await.unwrap() });
     let mut client = Some(client);
     let connector = tower::service_fn(move |_: http::Uri| {
         let client = client.take().map(TokioIo::new);
         async move { client.ok_or_else(|| std::io::Error::other("there is one connection")) }
     });
-    let channel = Endpoint::from_static("http://manager.invalid")
+    Endpoint::from_static("http://swarmd.invalid")
         .connect_with_connector(connector)
         .await
-        .unwrap();
-    (channel, tasks)
+        .unwrap()
 }

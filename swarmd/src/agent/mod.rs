@@ -157,6 +157,27 @@ impl Agent {
         self.notices.subscribe()
     }
 
+    /// Managers to ask before one has spoken: those of the last session, then the operator's.
+    #[must_use]
+    pub fn last_managers(&self) -> Vec<String> {
+        let restored = self.restored.lock();
+        let restored = restored.unwrap_or_else(PoisonError::into_inner);
+        let last = restored
+            .as_ref()
+            .map(|restored| restored.managers.as_slice());
+        let peers = last
+            .unwrap_or_default()
+            .iter()
+            .filter_map(|m| m.peer.as_ref());
+        let mut addrs: Vec<String> = peers.map(|peer| peer.addr.clone()).collect();
+        for addr in &self.config.managers {
+            if !addrs.contains(addr) {
+                addrs.push(addr.clone());
+            }
+        }
+        addrs
+    }
+
     /// Takes up the tasks of the last run and does what managers say, until `shutdown`. Containers go
     /// on. Runs once; a second call returns at once.
     pub async fn run(&self, shutdown: CancellationToken) {
