@@ -1,6 +1,7 @@
 //! What must hold, said without the code under test.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::mem::discriminant;
 
 use swarm_proto::id::{NodeId, ServiceId};
 use swarm_proto::pb::update_status::UpdateState;
@@ -195,8 +196,12 @@ fn of_generic(
     given: &Generic,
     (node, usage): (&Node, &Usage),
 ) {
-    let (have, taken) = (node.resources.generic.get(kind), usage.generic.get(kind));
-    let fits = match (have, taken, given) {
+    let have = node.resources.generic.get(kind);
+    let same_form = |amount: &Generic| discriminant(amount) == discriminant(given);
+    let mut taken = usage.generic.each();
+    let taken = taken.find(|(of, amount)| of.as_str() == kind && same_form(amount));
+    let taken = taken.map(|(_, amount)| amount);
+    let fits = match (have, &taken, given) {
         (Some(Generic::Count(have)), Some(Generic::Count(taken)), Generic::Count(_)) => {
             taken <= have
         }

@@ -327,7 +327,7 @@ impl GenericUsage {
     }
 
     /// What is held of each kind, in each form.
-    pub(crate) fn each(&self) -> impl Iterator<Item = (&String, Generic)> {
+    pub fn each(&self) -> impl Iterator<Item = (&String, Generic)> {
         let counts = self.counts.iter();
         let counts = counts.map(|(kind, held)| (kind, Generic::Count(*held)));
         let names = self.names.iter();

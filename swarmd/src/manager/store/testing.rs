@@ -114,6 +114,17 @@ fn generic() -> impl Strategy<Value = BTreeMap<String, Generic>> {
     proptest::collection::btree_map(Just("gpu".to_owned()), amount, 0..2)
 }
 
+fn report() -> impl Strategy<Value = Report> {
+    (task(), state()).prop_map(|(task, state)| Report {
+        task,
+        state,
+        at: Timestamp(5),
+        message: Text::from("reported"),
+        err: Text::default(),
+        container: None,
+    })
+}
+
 fn change() -> impl Strategy<Value = Change> {
     let spec = || (0u8..3, 0u8..3, 0u64..4).prop_map(|(n, t, r)| spec(n, t, r));
     let on = proptest::option::of(node_id());
@@ -126,14 +137,6 @@ fn change() -> impl Strategy<Value = Change> {
         start_at: Timestamp::ZERO,
         after: None,
         generic,
-    });
-    let report = (task(), state()).prop_map(|(task, state)| Report {
-        task,
-        state,
-        at: Timestamp(5),
-        message: Text::from("reported"),
-        err: Text::default(),
-        container: None,
     });
     let place = (task(), node_id(), generic());
     let place = place.prop_map(|(task, node, generic)| Placement {
@@ -183,7 +186,7 @@ fn change() -> impl Strategy<Value = Change> {
             err: Text::default()
         }),
         tasks().prop_map(|tasks| Change::DeleteTasks { tasks }),
-        (node_id(), proptest::collection::vec(report, 0..4))
+        (node_id(), proptest::collection::vec(report(), 0..4))
             .prop_map(|(node, reports)| Change::ReportStatus { node, reports }),
     ]
 }
