@@ -130,6 +130,21 @@ fn what_fails_while_it_is_held_waits_for_its_own_delay() {
 }
 
 #[test]
+fn what_is_rejected_at_once_is_prepared_again_at_once_and_then_after_the_delay() {
+    // As in SwarmKit: the replacement is prepared while it is held, and what is held restarts when
+    // its own delay is over.
+    let mut world = World::new("nodes a / service web x1 / reject web.1");
+    assert_eq!(world.show(), "web.1@a assigned>ready");
+    // Up to the length of the history.
+    for tasks in 2..5 {
+        world.run("reject web.1 / tick 4.9");
+        assert_eq!(world.state.tasks.len(), tasks);
+        world.run("tick 0.1");
+        assert_eq!(world.state.tasks.len(), tasks + 1);
+    }
+}
+
+#[test]
 fn the_restart_condition_decides() {
     let go = |condition: &str, end: &str| {
         let script = format!(
