@@ -22,6 +22,16 @@ const SHOWN_MAX: usize = 80;
 #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))]
 pub struct InvalidSpec(pub Vec<FieldError>);
 
+impl InvalidSpec {
+    /// Adds what else is wrong, as far as an answer has room.
+    #[must_use]
+    pub fn and(mut self, more: impl IntoIterator<Item = FieldError>) -> Self {
+        let room = FAULTS_MAX.saturating_sub(self.0.len());
+        self.0.extend(more.into_iter().take(room));
+        self
+    }
+}
+
 /// One thing that is wrong with a spec.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {reason}")]

@@ -6,6 +6,8 @@
 //! - [`id`], [`time`] and [`name`]: what every object has.
 //! - [`service`], [`node`] and [`cluster`]: specs, parsed. [`placement`] and [`resources`] are the
 //!   parts that the scheduler reads, [`task_state`] the life of a task and who may move it.
+//! - [`unserved`]: what specs may ask for and no node of this version does.
+//! - [`amount`]: sizes, counts and times as texts.
 //! - [`reference`](mod@reference), [`signal`], [`privileges`]: small languages inside a container's
 //!   spec.
 //!
@@ -29,6 +31,7 @@
 //! Matches are exhaustive and the tables are compared with the descriptors, so what is forgotten
 //! does not build or fails a test.
 
+pub mod amount;
 pub mod cluster;
 mod constraint;
 mod container;
@@ -52,6 +55,7 @@ pub mod service;
 pub mod signal;
 pub mod task_state;
 pub mod time;
+pub mod unserved;
 mod update;
 
 /// Generated code, in the modules that its packages name: it refers to itself by them.

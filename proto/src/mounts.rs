@@ -8,6 +8,8 @@ use crate::pb::mount::{BindOptions, Consistency, Type, bind_options::Propagation
 
 /// The volume driver every node has.
 const LOCAL_DRIVER: &str = "local";
+/// Longest name of a volume: it is the name of a directory.
+const VOLUME_NAME_MAX: usize = 255;
 
 /// Checks all mounts of a container.
 pub(crate) fn check(faults: &mut Faults, field: &str, mounts: &[pb::Mount]) {
@@ -25,11 +27,8 @@ pub(crate) fn check(faults: &mut Faults, field: &str, mounts: &[pb::Mount]) {
                 format!("{} is mounted twice; choose another", shown(target)),
             );
         }
-        if !is_absolute(target) && !is_template(target) {
-            faults.add(
-                format!("{field}.target"),
-                format!("{} is not an absolute path", shown(target)),
-            );
+        if !is_template(target) {
+            check_target(faults, &format!("{field}.target"), target);
         }
         let _: Option<Consistency> = faults.known(
             format!("{field}.consistency"),
@@ -48,12 +47,35 @@ pub(crate) fn check(faults: &mut Faults, field: &str, mounts: &[pb::Mount]) {
     }
 }
 
+fn check_target(faults: &mut Faults, field: &str, target: &str) {
+    let reason = if !is_absolute(target) {
+        "is not an absolute path"
+    } else if target == "/" || target.split(['/', '\\']).any(|part| part == "..") {
+        "is not below the root; give a path in the container without '..'"
+    } else {
+        return;
+    };
+    faults.add(field, format!("{} {reason}", shown(target)));
+}
+
+/// A name that can be a directory's on every node.
+fn is_volume_name(name: &str) -> bool {
+    name.len() <= VOLUME_NAME_MAX
+        && name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+}
+
 fn check_source(faults: &mut Faults, field: &str, kind: Type, source: &str) {
     let reason = match kind {
         _ if is_template(source) => return,
         Type::Bind if !is_absolute(source) => "is not an absolute path; a bind mount needs one",
         Type::Volume if is_absolute(source) => {
             "is a path; a volume has a name, or no source for an anonymous one"
+        }
+        Type::Volume if !source.is_empty() && !is_volume_name(source) => {
+            "is not a volume's name; use letters, digits, '_', '.' and '-'"
         }
         Type::Tmpfs if !source.is_empty() => "must be empty; a tmpfs has no source",
         Type::Npipe if source.is_empty() => "is empty; name the pipe",

@@ -189,6 +189,10 @@ fn explain(status: &tonic::Status) -> String {
     };
     match judge(status).1 {
         "" => message.to_owned(),
+        // swarmd says itself what it does not serve; silence is that of a stranger.
+        _ if status.code() == Code::Unimplemented && !status.message().is_empty() => {
+            message.to_owned()
+        }
         hint => format!("{message} ({hint})"),
     }
 }

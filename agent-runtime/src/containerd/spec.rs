@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use serde_json::{Map, Value, json};
 use swarm_proto::pb;
+use swarm_proto::signal::signal_number;
 
 use super::account::Account;
 use super::manifest::RunConfig;
@@ -400,38 +401,10 @@ pub(super) fn stop(container: &pb::ContainerSpec, image: &RunConfig) -> Result<S
     Ok(Stop { signal, grace })
 }
 
-/// A signal by name (`SIGTERM`, `TERM`, `RTMIN+3`) or number.
+/// A signal by name or number, as managers read it.
 fn signal(name: &str) -> Result<u32, Error> {
-    let unknown = || Error::Fatal(format!("stop signal {name}: there is no such signal"));
-    if let Ok(number) = name.parse::<u32>() {
-        return if (1..=64).contains(&number) {
-            Ok(number)
-        } else {
-            Err(unknown())
-        };
-    }
-    let upper = name.to_ascii_uppercase();
-    let full = if upper.starts_with("SIG") {
-        upper
-    } else {
-        format!("SIG{upper}")
-    };
-    if let Some(rest) = full.strip_prefix("SIGRTMIN") {
-        let offset: u32 = if rest.is_empty() {
-            0
-        } else {
-            rest.strip_prefix('+')
-                .and_then(|offset| offset.parse().ok())
-                .ok_or_else(unknown)?
-        };
-        return if offset <= 30 {
-            Ok(34 + offset)
-        } else {
-            Err(unknown())
-        };
-    }
-    let known: nix::sys::signal::Signal = full.parse().map_err(|_| unknown())?;
-    u32::try_from(known as i32).map_err(|_| unknown())
+    let number = signal_number(name).and_then(|number| u32::try_from(number).ok());
+    number.ok_or_else(|| Error::Fatal(format!("stop signal {name}: there is no such signal")))
 }
 
 #[cfg(test)]

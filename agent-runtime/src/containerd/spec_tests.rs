@@ -154,7 +154,7 @@ fn stop_signals_by_name_and_number() {
     ] {
         assert_eq!(signal(name).unwrap(), number, "{name}");
     }
-    for name in ["SIGNOPE", "0", "65", "RTMIN-1", "RTMIN+31"] {
+    for name in ["SIGNOPE", "0", "65", "RTMIN-1", "RTMIN+31", "RTMAX+1"] {
         assert!(signal(name).is_err(), "{name}");
     }
     let image = RunConfig {

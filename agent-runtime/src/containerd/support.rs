@@ -1,6 +1,7 @@
 //! What this backend can't do, said before anything is done: nothing is accepted and ignored.
 
-use swarm_proto::pb;
+use swarm_proto::service::InvalidSpec;
+use swarm_proto::{pb, unserved};
 
 use crate::error::Error;
 
@@ -15,86 +16,26 @@ pub(super) enum Network {
     Bridged,
 }
 
-/// The container of a task; other runtimes are refused, as are features that are not there.
+/// The container of a task; other runtimes are refused, as are features that are not there. Managers
+/// refuse them already, by the same list; a task may come from another version's manager.
 pub(super) fn container(task: &pb::Task) -> Result<&pb::ContainerSpec, Error> {
     let refuse = |reason: &str| Error::Fatal(format!("task {}: {reason}", task.id));
     let spec = task.spec.as_ref().ok_or_else(|| refuse("it has no spec"))?;
-    let container = match &spec.runtime {
-        Some(pb::task_spec::Runtime::Container(container)) => container,
-        Some(pb::task_spec::Runtime::Attachment(_)) => {
-            return Err(refuse(
-                "network attachment tasks are not supported on this node",
-            ));
-        }
-        Some(pb::task_spec::Runtime::Generic(generic)) => {
-            return Err(refuse(&format!(
-                "runtime {} is not supported on this node",
-                generic.kind
-            )));
-        }
-        None => return Err(refuse("it has no container spec")),
-    };
-    let checks: [(bool, &str); 8] = [
-        (container.image.is_empty(), "it names no image"),
-        (
-            !container.secrets.is_empty(),
-            "secrets are not supported on this node yet",
-        ),
-        (
-            !container.configs.is_empty(),
-            "configs are not supported on this node yet",
-        ),
-        (
-            container.tty,
-            "a terminal (tty) is not supported on this node yet",
-        ),
-        (
-            container.open_stdin,
-            "an open standard input is not supported on this node yet",
-        ),
-        (
-            container.init == Some(true),
-            "an init process is not supported on this node yet",
-        ),
-        (
-            has_health_check(container),
-            "health checks are not supported on this node yet",
-        ),
-        (
-            container.isolation() != pb::container_spec::Isolation::Default,
-            "isolation modes are for Windows containers",
-        ),
-    ];
-    if let Some((_, reason)) = checks.iter().find(|(refused, _)| *refused) {
-        return Err(refuse(reason));
+    let mut found = unserved::task(spec);
+    if let (None, Some(driver)) = (&spec.log_driver, &task.log_driver) {
+        found.extend(unserved::log_driver("log_driver", driver));
     }
-    let driver = task.log_driver.as_ref().or(spec.log_driver.as_ref());
-    if let Some(driver) = driver {
-        log_driver(driver).map_err(|reason| refuse(&reason))?;
+    if !found.is_empty() {
+        let listed = InvalidSpec(found).to_string();
+        return Err(refuse(&format!("not supported on this node: {listed}")));
+    }
+    let Some(pb::task_spec::Runtime::Container(container)) = &spec.runtime else {
+        return Err(refuse("it has no container spec"));
+    };
+    if container.image.is_empty() {
+        return Err(refuse("it names no image"));
     }
     Ok(container)
-}
-
-fn has_health_check(container: &pb::ContainerSpec) -> bool {
-    let test = container
-        .healthcheck
-        .as_ref()
-        .map(|check| check.test.as_slice());
-    // `NONE` switches off what the image asks for, and images' checks are not run here.
-    !matches!(test, None | Some([])) && !matches!(test, Some([first, ..]) if first == "NONE")
-}
-
-fn log_driver(driver: &pb::Driver) -> Result<(), String> {
-    if !matches!(driver.name.as_str(), "" | "file" | "json-file" | "local") {
-        return Err(format!(
-            "log driver {} is not supported on this node; leave it out",
-            driver.name
-        ));
-    }
-    if driver.options.is_empty() {
-        return Ok(());
-    }
-    Err("log options are not supported on this node yet; leave them out".to_owned())
 }
 
 /// Ports that the task publishes on this node.
@@ -112,13 +53,8 @@ pub(super) fn host_ports(task: &pb::Task) -> Result<Vec<pb::PortConfig>, Error> 
                 task.id, port.target_port
             )))
         };
-        if port.publish_mode() != pb::port_config::PublishMode::Host {
-            return refuse(
-                "ingress mode is not supported on this node yet; publish it in host mode",
-            );
-        }
-        if port.protocol() == pb::port_config::Protocol::Sctp {
-            return refuse("SCTP is not supported on this node; use TCP or UDP");
+        if let Some(reason) = unserved::port(port) {
+            return refuse(reason);
         }
         if !(1..=65535).contains(&port.target_port) || port.published_port > 65535 {
             return refuse("port numbers are 1 to 65535");
@@ -182,7 +118,16 @@ fn network_name<'a>(task: &'a pb::Task, target: &'a str) -> &'a str {
 
 #[cfg(test)]
 mod tests {
+    use swarm_proto::pb::mount::Type as MountType;
+    use swarm_proto::service::ServiceSpec;
+
+    use super::super::manifest::RunConfig;
+    use super::super::mounts::{self, VolumeDirs};
+    use super::super::security::Security;
+    use super::super::spec;
+    use super::super::template::Templates;
     use super::*;
+    use crate::executor::NodeFacts;
 
     fn task(container: pb::ContainerSpec, networks: &[&str]) -> pb::Task {
         let config = |target: &&str| pb::NetworkAttachmentConfig {
@@ -231,13 +176,126 @@ mod tests {
                     }),
                     ..image()
                 },
-                "health checks",
+                "healthcheck",
             ),
         ] {
             let error = container(&task(spec, &[])).unwrap_err().to_string();
             assert!(error.contains(reason), "{error}");
         }
         assert!(container(&pb::Task::default()).is_err());
+    }
+
+    /// Whether a manager refuses a service of these containers.
+    fn at_manager(container: &pb::ContainerSpec) -> bool {
+        let spec = pb::TaskSpec {
+            runtime: Some(pb::task_spec::Runtime::Container(container.clone())),
+            ..Default::default()
+        };
+        let unserved = !unserved::task(&spec).is_empty();
+        let replicated = pb::ReplicatedService { replicas: 1 };
+        let service = pb::ServiceSpec {
+            annotations: Some(pb::Annotations {
+                name: "web".to_owned(),
+                ..Default::default()
+            }),
+            mode: Some(pb::service_spec::Mode::Replicated(replicated)),
+            task: Some(spec),
+            ..Default::default()
+        };
+        unserved || ServiceSpec::try_from(service).is_err()
+    }
+
+    /// Whether this node refuses the container, whatever it has itself.
+    fn at_node(container: &pb::ContainerSpec) -> bool {
+        let task = task(container.clone(), &[]);
+        let (node, dir) = (NodeFacts::default(), tempfile::tempdir().unwrap());
+        let templates = Templates {
+            task: &task,
+            node: &node,
+        };
+        let dirs = VolumeDirs {
+            named: dir.path(),
+            anonymous: dir.path(),
+        };
+        self::container(&task).is_err()
+            || mounts::plan(container, &[], &templates, &dirs).is_err()
+            || Security::read(container).is_err()
+            || spec::stop(container, &RunConfig::default()).is_err()
+            || spec::hostname(container, "t", &templates).is_err()
+    }
+
+    #[test]
+    fn what_this_node_refuses_managers_refuse() {
+        let spec = pb::ContainerSpec {
+            image: "i".to_owned(),
+            ..Default::default()
+        };
+        assert!(!at_node(&spec) && !at_manager(&spec));
+        let refused: &[fn(&mut pb::ContainerSpec)] = &[
+            |spec| spec.image.clear(),
+            |spec| spec.tty = true,
+            |spec| spec.open_stdin = true,
+            |spec| spec.init = Some(true),
+            |spec| spec.secrets.push(pb::SecretReference::default()),
+            |spec| spec.configs.push(pb::ConfigReference::default()),
+            |spec| spec.isolation = 1,
+            |spec| {
+                spec.healthcheck
+                    .get_or_insert_default()
+                    .test
+                    .push(String::new())
+            },
+            |spec| spec.capability_add.push("FLY".to_owned()),
+            |spec| spec.capability_drop.push("FLY".to_owned()),
+            |spec| {
+                let privileges = spec.privileges.get_or_insert_default();
+                privileges.credential_spec.get_or_insert_default();
+            },
+            |spec| spec.stop_signal = "SIGNOPE".to_owned(),
+            |spec| spec.stop_signal = "RTMIN-1".to_owned(),
+            |spec| spec.stop_grace_period.get_or_insert_default().seconds = -1,
+            |spec| spec.hostname = "a b".to_owned(),
+            |spec| spec.hostname = "a".repeat(100),
+            |spec| mount(spec, MountType::Bind, "relative", "/x"),
+            |spec| mount(spec, MountType::Bind, "/tmp", "x"),
+            |spec| mount(spec, MountType::Bind, "/tmp", "/"),
+            |spec| mount(spec, MountType::Bind, "/tmp", "/a/../etc"),
+            |spec| mount(spec, MountType::Volume, "../up", "/x"),
+            |spec| mount(spec, MountType::Volume, "a b", "/x"),
+            |spec| mount(spec, MountType::Npipe, "a", "/x"),
+            |spec| mount(spec, MountType::Cluster, "a", "/x"),
+            |spec| driver(spec, "nfs", &[]),
+            |spec| driver(spec, "local", &["device"]),
+        ];
+        for (number, ask) in refused.iter().enumerate() {
+            let mut spec = pb::ContainerSpec {
+                image: "i".to_owned(),
+                ..Default::default()
+            };
+            ask(&mut spec);
+            assert!(at_node(&spec), "the node takes number {number}: {spec:?}");
+            assert!(at_manager(&spec), "managers take number {number}: {spec:?}");
+        }
+    }
+
+    fn mount(spec: &mut pb::ContainerSpec, kind: MountType, source: &str, target: &str) {
+        spec.mounts.push(pb::Mount {
+            r#type: kind.into(),
+            source: source.to_owned(),
+            target: target.to_owned(),
+            ..Default::default()
+        });
+    }
+
+    fn driver(spec: &mut pb::ContainerSpec, name: &str, options: &[&str]) {
+        mount(spec, MountType::Volume, "data", "/x");
+        let options = options.iter().map(|&key| (key.to_owned(), String::new()));
+        let driver = pb::Driver {
+            name: name.to_owned(),
+            options: options.collect(),
+        };
+        let last = spec.mounts.last_mut().unwrap();
+        last.volume_options.get_or_insert_default().driver_config = Some(driver);
     }
 
     #[test]

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 
 use swarm_proto::cluster::ClusterSpec;
-use swarm_proto::pb;
+use swarm_proto::{pb, unserved};
 
 use super::error::Error;
 use super::filter::Common;
-use super::{ControlApi, version_of};
+use super::{ControlApi, support, version_of};
 use crate::ca::root::RootDigest;
 use crate::ca::token::JoinToken;
 use crate::manager::convert;
@@ -122,7 +122,12 @@ fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
             "cluster: this version has no autolock".to_owned(),
         ));
     }
-    Ok(())
+    let driver = spec
+        .task_defaults
+        .as_ref()
+        .and_then(|d| d.log_driver.as_ref());
+    let unserved = driver.map(|driver| unserved::log_driver("task_defaults.log_driver", driver));
+    support::refuse("cluster", unserved.unwrap_or_default())
 }
 
 #[cfg(test)]
@@ -183,5 +188,16 @@ mod tests {
         });
         let error = check_spec(&cluster(), &spec).unwrap_err();
         assert!(matches!(error, Error::Unimplemented(_)), "{error}");
+        let mut spec = named();
+        let driver = pb::Driver {
+            name: "syslog".to_owned(),
+            ..Default::default()
+        };
+        spec.task_defaults = Some(pb::TaskDefaults {
+            log_driver: Some(driver),
+        });
+        let error = check_spec(&cluster(), &spec).unwrap_err();
+        let text = error.to_string();
+        assert!(text.contains("task_defaults.log_driver.name: "), "{text}");
     }
 }

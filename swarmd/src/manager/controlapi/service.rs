@@ -20,8 +20,7 @@ impl ControlApi {
         &self,
         request: pb::CreateServiceRequest,
     ) -> Result<pb::CreateServiceResponse, Error> {
-        let spec = ServiceSpec::try_from(required(request.spec, "spec")?)?;
-        support::check(&spec)?;
+        let spec = support::parse(required(request.spec, "spec")?)?;
         let id = ServiceId::from_raw(random_id());
         self.write(Change::CreateService {
             id,
@@ -68,8 +67,7 @@ impl ControlApi {
                 }
             }
             Rollback::None => {
-                let spec = ServiceSpec::try_from(required(request.spec, "spec")?)?;
-                support::check(&spec)?;
+                let spec = support::parse(required(request.spec, "spec")?)?;
                 Change::UpdateService {
                     id,
                     expected,

@@ -1,78 +1,81 @@
-//! What this version does not serve yet is refused by name, never accepted and ignored.
+//! What this version does not serve is refused by name, all of it at once, and never accepted and
+//! ignored. What no node does for a task is listed in [`unserved`], for managers and nodes alike.
 
-use swarm_proto::pb;
-use swarm_proto::service::{Mode, PublishMode, ServiceSpec};
+use swarm_proto::service::{FieldError, InvalidSpec, ServiceSpec};
+use swarm_proto::{pb, unserved};
 
 use super::error::Error;
 
-/// Refuses a spec that asks for something that would not happen.
-pub(crate) fn check(spec: &ServiceSpec) -> Result<(), Error> {
-    let mut missing: Vec<String> = Vec::new();
-    match spec.mode {
-        Mode::Replicated { .. } => {}
-        Mode::Global => missing.push("mode global".to_owned()),
-        Mode::ReplicatedJob { .. } => missing.push("mode replicated-job".to_owned()),
-        Mode::GlobalJob => missing.push("mode global-job".to_owned()),
-    }
-    for port in &spec.ports {
-        if port.mode == PublishMode::Ingress {
-            missing.push(format!(
-                "publishing port {} through the mesh (publish it in host mode)",
-                port.target
-            ));
-        }
-    }
-    if let Some(task) = &spec.wire.task {
-        let networks = task.networks.iter().chain(&spec.wire.networks);
-        for network in networks.filter(|n| n.target != "host") {
-            missing.push(format!(
-                "network {:?} (only \"host\" is there)",
-                network.target
-            ));
-        }
-        match &task.runtime {
-            Some(pb::task_spec::Runtime::Container(container)) => {
-                container_parts(container, &mut missing);
-            }
-            Some(pb::task_spec::Runtime::Attachment(_) | pb::task_spec::Runtime::Generic(_))
-            | None => missing.push("a runtime other than container".to_owned()),
-        }
-        if !task.resource_references.is_empty() {
-            missing.push("resource references".to_owned());
-        }
-    }
-    if missing.is_empty() {
+/// The network that is there.
+const HOST_NETWORK: &str = "host";
+
+/// Parses a spec, and refuses one that asks for something that would not happen.
+pub(crate) fn parse(wire: pb::ServiceSpec) -> Result<ServiceSpec, Error> {
+    let unserved = of_service(&wire);
+    let spec = ServiceSpec::try_from(wire).map_err(|invalid| invalid.and(unserved.clone()))?;
+    refuse(&format!("service {}", spec.name), unserved)?;
+    Ok(spec)
+}
+
+/// An error that names what is not served, if there is something.
+pub(crate) fn refuse(object: &str, unserved: Vec<FieldError>) -> Result<(), Error> {
+    if unserved.is_empty() {
         return Ok(());
     }
+    // The list of an invalid spec has the same form, and is as long as an answer has room for.
+    let listed = InvalidSpec(Vec::new()).and(unserved);
     Err(Error::Unimplemented(format!(
-        "service {}: this version does not serve {}",
-        spec.name,
-        missing.join(", ")
+        "{object}: not served by this version: {listed}"
     )))
 }
 
-fn container_parts(container: &pb::ContainerSpec, missing: &mut Vec<String>) {
-    if !container.secrets.is_empty() {
-        missing.push("secrets".to_owned());
+fn of_service(wire: &pb::ServiceSpec) -> Vec<FieldError> {
+    use pb::service_spec::Mode;
+    let mut found = Vec::new();
+    let mut add = |field: String, reason: &str| {
+        let reason = reason.to_owned();
+        found.push(FieldError { field, reason });
+    };
+    let mode = match &wire.mode {
+        // That it is missing is an error of its own.
+        None | Some(Mode::Replicated(_)) => None,
+        Some(Mode::Global(_)) => Some("global"),
+        Some(Mode::ReplicatedJob(_)) => Some("replicated-job"),
+        Some(Mode::GlobalJob(_)) => Some("global-job"),
+    };
+    if let Some(mode) = mode {
+        let reason = format!("mode {mode} is not supported yet; use replicated");
+        add("mode".to_owned(), &reason);
     }
-    if !container.configs.is_empty() {
-        missing.push("configs".to_owned());
-    }
-    // A test of NONE switches health checks off, which is how things are.
-    let checked = container
-        .healthcheck
-        .as_ref()
-        .is_some_and(|h| h.test.first().is_some_and(|t| !t.is_empty() && t != "NONE"));
-    if checked {
-        missing.push("health checks".to_owned());
-    }
-    for mount in &container.mounts {
-        use pb::mount::Type;
-        match Type::try_from(mount.r#type) {
-            Ok(Type::Bind | Type::Volume | Type::Tmpfs) => {}
-            Ok(Type::Npipe | Type::Cluster) | Err(_) => {
-                missing.push(format!("the mount type of {:?}", mount.target));
-            }
+    let ports = wire.endpoint.as_ref().map(|e| e.ports.as_slice());
+    for (i, port) in ports.unwrap_or_default().iter().enumerate() {
+        if let Some(reason) = unserved::port(port) {
+            add(format!("endpoint.ports[{i}]"), reason);
         }
     }
+    let networks = |field: &str, networks: &[pb::NetworkAttachmentConfig]| {
+        let others = networks.iter().enumerate();
+        let others = others.filter(|(_, network)| network.target != HOST_NETWORK);
+        others
+            .map(|(i, network)| {
+                let target = &network.target;
+                FieldError {
+                    field: format!("{field}[{i}]"),
+                    reason: format!("network {target:?} is not supported yet; use host or none"),
+                }
+            })
+            .collect::<Vec<_>>()
+    };
+    found.extend(networks("networks", &wire.networks));
+    if let Some(task) = &wire.task {
+        found.extend(networks("task.networks", &task.networks));
+        found.extend(unserved::task(task));
+        if !task.resource_references.is_empty() {
+            found.push(FieldError {
+                field: "task.resource_references".to_owned(),
+                reason: "resource references are not supported yet; remove them".to_owned(),
+            });
+        }
+    }
+    found
 }

@@ -133,6 +133,41 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("mode global"), "{refused}");
 
+    let mut several = spec(1, 1, 1).wire.as_ref().clone();
+    let task = several.task.as_mut().unwrap();
+    if let Some(pb::task_spec::Runtime::Container(container)) = &mut task.runtime {
+        container.tty = true;
+        container.init = Some(true);
+    }
+    task.log_driver = Some(pb::Driver {
+        name: "syslog".to_owned(),
+        ..Default::default()
+    });
+    let told = |spec: pb::ServiceSpec| {
+        let request = Request::new(pb::CreateServiceRequest { spec: Some(spec) });
+        let api = api.clone();
+        async move { api.create_service(request).await.unwrap_err() }
+    };
+    let fields = [
+        "task.container.tty: ",
+        "task.container.init: ",
+        "task.log_driver.name: ",
+    ];
+    let refused = told(several.clone()).await;
+    assert_eq!(refused.code(), Code::Unimplemented);
+    assert!(
+        fields.iter().all(|field| refused.message().contains(field)),
+        "{refused}"
+    );
+    several.annotations.get_or_insert_default().name = "not a name".to_owned();
+    let refused = told(several).await;
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(
+        fields.iter().all(|field| refused.message().contains(field)),
+        "{refused}"
+    );
+    assert!(refused.message().contains("name: "), "{refused}");
+
     let mut many = spec(1, 1, 1).wire.as_ref().clone();
     let replicas = 1_000_000;
     many.mode = Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService {
