@@ -11,7 +11,7 @@ use std::io::IsTerminal as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use swarm_proto::own;
+use swarm_proto::{amount, own};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
@@ -128,8 +128,8 @@ async fn leave(config: &Config, force: bool) -> Result<(), Box<dyn std::error::E
         .map_err(|s| s.message().to_owned())?;
     let left = left.into_inner();
     eprintln!(
-        "left the cluster; {} tasks removed{}",
-        left.removed_tasks,
+        "left the cluster, {} removed{}",
+        amount::count(left.removed_tasks, "task"),
         if left.acknowledged {
             ""
         } else {

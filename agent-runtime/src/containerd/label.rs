@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use swarm_proto::amount;
+
 use crate::executor::Exit;
 
 /// The task that a container or snapshot belongs to.
@@ -33,11 +35,8 @@ pub(super) fn exit(labels: &BTreeMap<String, String>) -> Option<Exit> {
 }
 
 fn limit_text(labels: &BTreeMap<String, String>) -> Option<String> {
-    let limit: u64 = labels.get(MEMORY_LIMIT)?.parse().ok()?;
-    Some(format!(
-        "its memory limit is {} MiB",
-        limit.div_ceil(1 << 20)
-    ))
+    let limit = labels.get(MEMORY_LIMIT)?.parse().ok()?;
+    Some(format!("its memory limit is {}", amount::bytes(limit)))
 }
 
 /// The labels that record an exit.

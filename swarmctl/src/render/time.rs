@@ -76,36 +76,6 @@ pub(crate) fn span(duration: &prost_types::Duration) -> String {
     format!("{sign}{text}")
 }
 
-/// Bytes with a binary unit, as the flags take them.
-pub(crate) fn bytes(count: i64) -> String {
-    const UNITS: [(i64, &str); 5] = [
-        (1 << 50, "PiB"),
-        (1 << 40, "TiB"),
-        (1 << 30, "GiB"),
-        (1 << 20, "MiB"),
-        (1 << 10, "KiB"),
-    ];
-    for (unit, name) in UNITS {
-        if count >= unit {
-            let (whole, tenth) = (count / unit, count % unit / (unit / 10));
-            return match tenth {
-                0 | 10.. => format!("{whole} {name}"),
-                tenth => format!("{whole}.{tenth} {name}"),
-            };
-        }
-    }
-    format!("{count} B")
-}
-
-/// Billionths of a CPU as a decimal number.
-pub(crate) fn cpus(nano: i64) -> String {
-    let fraction = format!("{:09}", nano % 1_000_000_000);
-    match fraction.trim_end_matches('0') {
-        "" => format!("{}", nano / 1_000_000_000),
-        fraction => format!("{}.{fraction}", nano / 1_000_000_000),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn spans_sizes_and_cpus() {
+    fn spans() {
         let text = |seconds, nanos| span(&prost_types::Duration { seconds, nanos });
         assert_eq!(text(0, 0), "0s");
         assert_eq!(text(5, 0), "5s");
@@ -136,11 +106,6 @@ mod tests {
         assert_eq!(text(7_776_000, 0), "2160h");
         assert_eq!(text(0, 500_000_000), "500ms");
         assert_eq!(text(61, 250_000_000), "1m1.25s");
-        assert_eq!(bytes(64 << 20), "64 MiB");
-        assert_eq!(bytes(3 << 29), "1.5 GiB");
-        assert_eq!(bytes(100), "100 B");
-        assert_eq!(cpus(1_500_000_000), "1.5");
-        assert_eq!(cpus(2_000_000_000), "2");
         assert_eq!(rfc3339(Some(&at(0))), "1970-01-01T00:00:00Z");
     }
 }

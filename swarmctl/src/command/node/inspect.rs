@@ -2,14 +2,14 @@
 
 use std::collections::BTreeMap;
 
-use swarm_proto::pb;
+use swarm_proto::{amount, pb};
 
 use super::super::session::{Failures, Session};
 use super::super::task;
 use crate::cli::InspectNode;
 use crate::error::Error;
 use crate::render::inspect::Details;
-use crate::render::{json, show, time};
+use crate::render::{json, show};
 use crate::resolve;
 
 pub(super) async fn run(
@@ -117,8 +117,8 @@ fn details(node: &pb::Node) -> Details {
     }
     if let Some(resources) = &description.resources {
         details.section("Resources", |details| {
-            details.put("CPUs", time::cpus(resources.nano_cpus));
-            details.put("Memory", time::bytes(resources.memory_bytes));
+            details.put("CPUs", amount::cpus(resources.nano_cpus));
+            details.put("Memory", amount::bytes(resources.memory_bytes));
             for (kind, amount) in generic(&resources.generic) {
                 details.put(&kind, amount);
             }

@@ -1,7 +1,7 @@
 //! Details of a task's specification.
 
-use swarm_proto::pb;
 use swarm_proto::pb::task_spec::Runtime;
+use swarm_proto::{amount, pb};
 
 use crate::render::inspect::Details;
 use crate::render::time;
@@ -172,10 +172,10 @@ fn amounts(details: &mut Details, name: &str, resources: Option<&pb::Resources>)
     let Some(resources) = resources else { return };
     details.section(name, |details| {
         if resources.nano_cpus > 0 {
-            details.put("CPUs", time::cpus(resources.nano_cpus));
+            details.put("CPUs", amount::cpus(resources.nano_cpus));
         }
         if resources.memory_bytes > 0 {
-            details.put("Memory", time::bytes(resources.memory_bytes));
+            details.put("Memory", amount::bytes(resources.memory_bytes));
         }
         for (kind, amount) in crate::command::node::generic(&resources.generic) {
             details.put(&kind, amount);

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use swarm_proto::amount::{self, count};
 use swarm_proto::own::{ExplainTaskResponse, NodeVerdict};
 use swarm_proto::placement::Placement;
 use swarm_proto::resources::{Generic, Reservations};
@@ -115,6 +116,10 @@ fn placed(state: &State, task: &Task, name: &str) -> String {
 
 fn ending(task: &Task) -> String {
     let state = task.status.state.as_str().to_lowercase();
+    if !task.status.err.is_empty() {
+        // It tells the exit code too; the message is of the step before.
+        return format!("{state}: {}", task.status.err);
+    }
     let exit = task.status.container.as_ref().map(|c| c.exit_code);
     match exit.filter(|code| *code != 0) {
         Some(code) => format!("{state} with exit code {code}"),
@@ -175,11 +180,14 @@ fn placement(state: &State, task: &Task, group: &Group<'_>) -> Vec<String> {
         .nodes
         .values()
         .filter(|node| node.takes_tasks())
-        .count();
+        .fold(0, |nodes, _| nodes + 1);
     reasons.push(format!(
-        "the node has {of_service} of the {} tasks of the service that should run, and {all} tasks \
-         in all; {nodes} nodes take tasks",
-        active(state, group),
+        "the node has {of_service} of the {} of the service that should run, and {} in all; {} {} \
+         tasks",
+        count(active(state, group), "task"),
+        count(all.into(), "task"),
+        count(nodes, "node"),
+        if nodes == 1 { "takes" } else { "take" },
     ));
     if lost_node(state, task) == Some(Loss::Drained) {
         reasons.push("the node is drained: the task is about to move".to_owned());
@@ -187,11 +195,11 @@ fn placement(state: &State, task: &Task, group: &Group<'_>) -> Vec<String> {
     reasons
 }
 
-fn active(state: &State, group: &Group<'_>) -> usize {
+fn active(state: &State, group: &Group<'_>) -> u64 {
     state
         .service_tasks(group.service)
         .filter(|task| task.is_active())
-        .count()
+        .fold(0, |tasks, _| tasks + 1)
 }
 
 /// What keeps the task from starting.
@@ -201,13 +209,13 @@ fn holds(state: &State, task: &Task, now: Timestamp) -> Vec<String> {
         return reasons;
     }
     if task.start_at > now {
-        let left = task.start_at.since(now).as_secs_f64();
+        let left = amount::wait(task.start_at.since(now));
         let what = if task.status.state.is_terminal() {
             "it is replaced"
         } else {
             "it starts"
         };
-        reasons.push(format!("{what} in {left:.1} s: the restart policy's delay"));
+        reasons.push(format!("{what} in {left}: the restart policy's delay"));
     }
     let before = task.after.and_then(|id| state.tasks.get(&id));
     if let Some(before) = before.filter(|before| !has_stopped(state, before)) {
@@ -251,13 +259,8 @@ fn predecessor(state: &State, task: &Task) -> Option<String> {
     } else {
         "is being stopped".to_owned()
     };
-    let err = if before.status.err.is_empty() {
-        String::new()
-    } else {
-        format!(" ({})", before.status.err)
-    };
     Some(format!(
-        "it replaced task {}{}: {end}{err}",
+        "it replaced task {}{}: {end}",
         before.id,
         on_node(state, before)
     ))
@@ -337,16 +340,20 @@ fn detail(filter: Filter, row: &Row, group: &Group<'_>) -> String {
     }
 }
 
-/// `0.5 CPUs, 64.0 MiB memory, 2 gpu`
-#[expect(clippy::cast_precision_loss, reason = "shown with three digits")]
+/// `0.5 CPUs, 64 MiB memory, 2 gpu`
 fn amounts(amounts: &Reservations) -> String {
     let mut parts = BTreeMap::new();
     if amounts.nano_cpus > 0 {
-        parts.insert(0, format!("{} CPUs", amounts.nano_cpus as f64 / 1e9));
+        let unit = match amounts.nano_cpus {
+            1_000_000_000 => "CPU",
+            _ => "CPUs",
+        };
+        let cpus = amount::cpus(amounts.nano_cpus);
+        parts.insert(0, format!("{cpus} {unit}"));
     }
     if amounts.memory_bytes > 0 {
-        let mib = amounts.memory_bytes as f64 / f64::from(1 << 20);
-        parts.insert(1, format!("{mib:.1} MiB memory"));
+        let memory = amount::bytes(amounts.memory_bytes);
+        parts.insert(1, format!("{memory} memory"));
     }
     for (index, (kind, count)) in amounts.generic.iter().enumerate() {
         parts.insert(2 + index, format!("{count} {kind}"));

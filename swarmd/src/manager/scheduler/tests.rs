@@ -329,7 +329,7 @@ fn explains_what_waits() {
     };
     assert_eq!(
         reasons("a"),
-        "insufficient resources: 2 CPUs wanted, 1 CPUs left; scheduling constraints not satisfied: node.labels.z==2"
+        "insufficient resources: 2 CPUs wanted, 1 CPU left; scheduling constraints not satisfied: node.labels.z==2"
     );
     assert!(
         reasons("b").starts_with("not available for new tasks: ready, drain; "),
@@ -356,7 +356,7 @@ fn explains_what_is_placed_held_and_stopped() {
         "the node meets its constraints: node.role==worker"
     );
     assert!(
-        answer.reasons[1].contains("1 of the 1 tasks of the service"),
+        answer.reasons[1].contains("1 of the 1 task of the service"),
         "{:?}",
         answer.reasons
     );
@@ -366,7 +366,7 @@ fn explains_what_is_placed_held_and_stopped() {
     assert!(
         answer
             .reasons
-            .contains(&"it starts in 5.0 s: the restart policy's delay".to_owned()),
+            .contains(&"it starts in 5s: the restart policy's delay".to_owned()),
         "{:?}",
         answer.reasons
     );
