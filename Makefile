@@ -75,9 +75,6 @@ sim: deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 bench: deps ## All benchmarks; one JSON line a case, also in target/bench/
 	$(MAKE) bench-schedule bench-control-plane bench-footprint
 
-bench-schedule: deps
-	cargo bench -p swarmd --bench schedule
-
 bench-%: deps
 	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarm-bench
 	$(RELEASE)/bench $*

@@ -15,6 +15,8 @@ use super::Failure;
 
 /// Longest wait for anything; a bench that takes longer has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
+/// The kernel's unit of processor time as programs see it: the same on every Linux that runs swarmd.
+const TICKS_PER_SECOND: f64 = 100.0;
 /// Pause between two looks at something cheap.
 const LOOK: Duration = Duration::from_millis(2);
 
@@ -129,6 +131,23 @@ impl Cluster {
         let line = status.lines().find_map(|l| l.strip_prefix("VmRSS:"));
         let kib = line.and_then(|l| l.split_whitespace().next());
         Ok(kib.ok_or("the kernel tells no VmRSS")?.parse::<u64>()? * 1024)
+    }
+
+    /// Processor time that manager and workers have taken so far.
+    pub(crate) fn processor_seconds(&self) -> Result<f64, Failure> {
+        let mut ticks = 0;
+        for pid in std::iter::once(&self.manager)
+            .chain(&self.workers)
+            .filter_map(Child::id)
+        {
+            let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+            // The name, in parentheses, may hold anything; user and system time are 12th and 13th after it.
+            let (_, numbers) = stat.rsplit_once(')').ok_or("the kernel tells no times")?;
+            for number in numbers.split_whitespace().skip(11).take(2) {
+                ticks += number.parse::<u32>()?;
+            }
+        }
+        Ok(f64::from(ticks) / TICKS_PER_SECOND)
     }
 
     fn manager_pid(&self) -> Result<u32, Failure> {

@@ -26,20 +26,20 @@ pub(crate) async fn run(only: &[&str]) -> Result<(), Failure> {
     let wanted = |case| only.is_empty() || only.contains(&case);
     let mut report = Report::default();
     if wanted("binary") {
-        report.add(&binary()?);
+        report.add(binary()?);
     }
     if wanted("start") {
         for line in start().await? {
-            report.add(&line);
+            report.add(line);
         }
     }
     if wanted("rss-idle") {
-        report.add(&idle().await?);
+        report.add(idle().await?);
     }
     if wanted("rss-100k") {
-        report.add(&loaded().await?);
+        report.add(loaded().await?);
     }
-    report.write("footprint")
+    report.finish("footprint")
 }
 
 fn binary() -> Result<Value, Failure> {

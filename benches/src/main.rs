@@ -1,8 +1,9 @@
-//! Benchmarks of a whole cluster. `bench control-plane`, `bench footprint`.
+//! Benchmarks: `bench schedule`, `bench control-plane`, `bench footprint`, each with cases to run.
 //!
-//! Each case starts release swarmd processes (the ones beside this program), measures them from
-//! outside, and prints one JSON line; a bench's lines also go to `target/bench/NAME.json`. All that
-//! a case started ends with it, also when it fails or is interrupted.
+//! `schedule` calls the pass; the others start release swarmd processes (the ones beside this
+//! program) and measure them from outside. A bench ends with our figures beside the reference's and
+//! one JSON line a case, which also goes to `target/bench/NAME.json`. All that a case started ends
+//! with it, also when it fails or is interrupted.
 #![expect(
     clippy::disallowed_methods,
     reason = "a bench reads the clock and its own arguments"
@@ -13,6 +14,7 @@ mod control_plane;
 mod footprint;
 mod load;
 mod report;
+mod schedule;
 
 use std::process::ExitCode;
 
@@ -39,10 +41,11 @@ fn run(words: &[&str]) -> Result<(), Failure> {
         .build()?;
     let work = async {
         match words {
+            ["schedule", only @ ..] => schedule::run(only),
             ["control-plane", only @ ..] => control_plane::run(only).await,
             ["footprint", only @ ..] => footprint::run(only).await,
             [load::COMMAND, addr, token, nodes] => load::run(addr, token, nodes.parse()?).await,
-            _ => Err("usage: bench control-plane|footprint [CASE…]".into()),
+            _ => Err("usage: bench schedule|control-plane|footprint [CASE…]".into()),
         }
     };
     runtime.block_on(async {

@@ -6,28 +6,65 @@ use serde_json::Value;
 
 use super::Failure;
 
+const MIB: f64 = 1_048_576.0;
+
 /// The figures of one bench.
 #[derive(Debug, Default)]
 pub(crate) struct Report {
-    lines: Vec<String>,
+    cases: Vec<Value>,
 }
 
 impl Report {
     /// Takes a case's figures: one JSON object.
-    pub(crate) fn add(&mut self, case: &Value) {
-        let line = case.to_string();
-        print(&line);
-        self.lines.push(line);
+    pub(crate) fn add(&mut self, case: Value) {
+        say(&row(&case));
+        self.cases.push(case);
     }
 
-    /// Writes the file of the bench.
-    pub(crate) fn write(self, bench: &str) -> Result<(), Failure> {
+    /// Shows all figures, and writes the file of the bench.
+    pub(crate) fn finish(self, bench: &str) -> Result<(), Failure> {
+        let [case, ours, reference, bar] = ["case", "ours", "reference", "bar"];
+        print(&format!(
+            "{case:<18} {ours:>12} {reference:>12} {bar:>12}   than reference"
+        ));
+        for case in &self.cases {
+            print(&row(case));
+        }
+        let lines: Vec<String> = self.cases.iter().map(Value::to_string).collect();
+        let text = lines.join("\n") + "\n";
+        print(text.trim_end());
         let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/bench");
         std::fs::create_dir_all(&dir)?;
-        let text = self.lines.join("\n") + "\n";
         std::fs::write(dir.join(format!("{bench}.json")), text)?;
         Ok(())
     }
+}
+
+/// A case for the eye: ours, the reference's, and what ours must stay below.
+fn row(case: &Value) -> String {
+    let name = case.get("case").and_then(Value::as_str).unwrap_or_default();
+    let number = |key| case.get(key).and_then(Value::as_f64);
+    let (ours, show): (_, fn(f64) -> String) = match number("seconds") {
+        Some(seconds) => (Some(seconds), |s| format!("{s:.4} s")),
+        None => (number("bytes"), |b| format!("{:.1} MiB", b / MIB)),
+    };
+    let reference = number("reference");
+    let shown = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), show);
+    let times = match (ours, reference) {
+        (Some(ours), Some(reference)) if ours > 0.0 => {
+            format!("{:.1} times less", reference / ours)
+        }
+        _ => "-".to_owned(),
+    };
+    let bar = number("bar");
+    let over = ours.zip(bar).is_some_and(|(ours, bar)| ours > bar);
+    format!(
+        "{name:<18} {:>12} {:>12} {:>12}   {times}{}",
+        shown(ours),
+        shown(reference),
+        shown(bar),
+        if over { "   over the bar" } else { "" },
+    )
 }
 
 #[expect(clippy::print_stdout, reason = "figures are this program's output")]
