@@ -5,6 +5,11 @@
 //! or by SWARMD_BIN, SWARMCTL_BIN and WEB_BIN; `make test` builds them first.
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
+mod e2e {
+    mod certificates;
+    mod messages;
+}
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::time::Duration;

@@ -85,6 +85,11 @@ struct Settings {
     /// Manager to join through (host:port); only needed the first time
     #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDR")]
     join_addr: Option<String>,
+    /// Start the cluster anew from this manager's state, with a new certificate; also when its own has
+    /// expired
+    #[arg(long, env = "SWARMD_FORCE_NEW_CLUSTER")]
+    #[serde(default)]
+    force_new_cluster: bool,
     /// containerd's socket [default: unix:///run/containerd/containerd.sock]
     #[arg(long, env = "SWARMD_ENGINE_ADDR", value_name = "ADDR")]
     engine_addr: Option<String>,
@@ -155,6 +160,8 @@ pub struct Config {
     /// The manager to join through, also when no token was given: a node that has its certificate
     /// needs none.
     pub join_addr: Option<String>,
+    /// A manager gives itself a new certificate.
+    pub force_new_cluster: bool,
     /// containerd's socket.
     pub engine_addr: String,
     /// containerd namespace; none derives it from the node id.
@@ -244,6 +251,7 @@ impl Settings {
             join_token: self.join_token.or(other.join_token),
             join_token_file: self.join_token_file.or(other.join_token_file),
             join_addr: self.join_addr.or(other.join_addr),
+            force_new_cluster: self.force_new_cluster || other.force_new_cluster,
             engine_addr: self.engine_addr.or(other.engine_addr),
             containerd_namespace: self.containerd_namespace.or(other.containerd_namespace),
             executor: self.executor.or(other.executor),
@@ -377,6 +385,7 @@ fn check(s: Settings) -> Result<Config, ConfigErrors> {
         state_dir,
         join,
         join_addr: s.join_addr,
+        force_new_cluster: s.force_new_cluster,
         engine_addr,
         containerd_namespace: namespace,
         executor,

@@ -131,3 +131,9 @@ fn a_token_can_come_from_a_file() {
         .to_string();
     assert!(alone.contains("--join-addr"), "{alone}");
 }
+
+#[test]
+fn a_cluster_starts_anew_only_when_told() {
+    assert!(!config(&[]).unwrap().force_new_cluster);
+    assert!(config(&["--force-new-cluster"]).unwrap().force_new_cluster);
+}

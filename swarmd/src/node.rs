@@ -138,7 +138,7 @@ async fn start_identity(
     clock: &Clock,
 ) -> Result<Known, NodeError> {
     let dir = IdentityDir::new(state.path());
-    if let Some(identity) = dir.load(clock.now(), ExpiredCertificate::Refuse)? {
+    if let Some(identity) = known_identity(config, &dir, clock)? {
         state.end_bootstrap()?;
         return Ok(Known::Identity(identity));
     }
@@ -171,6 +171,21 @@ async fn start_identity(
         node_id: NodeId::from_raw(random_id()),
         availability,
     })
+}
+
+/// The identity on disk. Expired, it is of use only to a manager that is about to replace it.
+fn known_identity(
+    config: &Config,
+    dir: &IdentityDir,
+    clock: &Clock,
+) -> Result<Option<NodeIdentity>, NodeError> {
+    if config.force_new_cluster {
+        let known = dir.load(clock.now(), ExpiredCertificate::Allow)?;
+        if known.as_ref().is_some_and(|i| i.role() == Role::Manager) {
+            return Ok(known);
+        }
+    }
+    Ok(dir.load(clock.now(), ExpiredCertificate::Refuse)?)
 }
 
 /// A node that can't run containers joins drained: visible, and given nothing.
@@ -304,6 +319,16 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
     };
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {
+        Known::Identity(old) if config.force_new_cluster => {
+            let identity = bootstrap::reissue(manager.store(), clock, &old).await?;
+            IdentityDir::new(state.path()).store(&identity)?;
+            tracing::warn!(
+                node.id = %identity.node_id(),
+                "started the cluster anew with a new certificate; leave --force-new-cluster out \
+                 from now on"
+            );
+            identity
+        }
         Known::Identity(identity) => identity,
         Known::Founder {
             node_id,

@@ -81,7 +81,7 @@ pub enum StateFileError {
         root: PathBuf,
     },
     /// Past its end.
-    #[error("{}: {reason}; if the clock is right, move {} away and join again with `swarmd --join-addr ADDR --join-token TOKEN`; a cluster whose managers have all expired starts again with `swarmd --force-new-cluster`", path.display(), dir.display())]
+    #[error("{}: {reason}; if the clock is right: on a worker, move {} away and join again with `swarmd --join-addr ADDR --join-token TOKEN`; on a manager, start `swarmd --force-new-cluster`, which keeps its state and gives it a new certificate", path.display(), dir.display())]
     Expired {
         /// The certificate file.
         path: PathBuf,

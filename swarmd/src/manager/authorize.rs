@@ -146,9 +146,7 @@ pub enum Refusal {
     )]
     NoCertificate,
     /// The certificate's time is over.
-    #[error(
-        "the certificate of node {0} has expired: restart swarmd there to renew it, or join again"
-    )]
+    #[error("the certificate of node {0} has expired: restart swarmd there, it names the way out")]
     Expired(NodeId),
     /// The certificate's O.
     #[error("node {node_id} belongs to cluster {cluster_id}, not to this one")]

@@ -1,4 +1,5 @@
-//! Founding a cluster: root CA, join tokens, the cluster object, and the first node.
+//! Founding a cluster: root CA, join tokens, the cluster object, and the first node. And starting it
+//! anew: a certificate for a manager that has the cluster and no valid one of its own.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,13 +20,19 @@ const TASK_HISTORY: i64 = 5;
 const HEARTBEAT_PERIOD: Duration = Duration::from_secs(5);
 const CERT_EXPIRY: Duration = Duration::from_secs(2160 * 3600);
 
-/// Why a cluster could not be founded.
+/// Why there is no cluster, or no certificate.
 #[derive(Debug, thiserror::Error)]
-#[error("can't found a cluster: {0}")]
-pub struct BootstrapError(String);
+pub enum BootstrapError {
+    /// A cluster could not be founded.
+    #[error("can't found a cluster: {0}")]
+    Found(String),
+    /// A manager could not certify itself.
+    #[error("can't give this manager a new certificate: {0}")]
+    Reissue(String),
+}
 
 fn because(error: impl std::fmt::Display) -> BootstrapError {
-    BootstrapError(error.to_string())
+    BootstrapError::Found(error.to_string())
 }
 
 /// Makes the cluster and this node's identity, and writes both into the store. The identity is not
@@ -58,6 +65,48 @@ pub async fn found(
     ];
     let written = store.write(now, changes).await.map_err(because)?;
     for result in written.results {
+        result.map_err(because)?;
+    }
+    Ok(identity)
+}
+
+/// Issues a new certificate to this manager, whatever has become of its old one: with the root key
+/// that is in its own log, which nothing but its state directory guards. The identity is not on disk
+/// yet.
+///
+/// # Errors
+/// When the log has no cluster, or another one; or does not take the write.
+pub async fn reissue(
+    store: &Store,
+    clock: &Clock,
+    old: &NodeIdentity,
+) -> Result<NodeIdentity, BootstrapError> {
+    fn because(error: impl std::fmt::Display) -> BootstrapError {
+        BootstrapError::Reissue(error.to_string())
+    }
+    let state = store.read().await.map_err(because)?;
+    let cluster = state.cluster.filter(|c| c.id == old.cluster_id());
+    let cluster = cluster.ok_or_else(|| {
+        because("the log is not that of the cluster which its certificate names; restore both from one backup")
+    })?;
+    let (key, csr) = new_key_and_csr().map_err(because)?;
+    let subject = NodeSubject {
+        node_id: old.node_id(),
+        role: Role::Manager,
+        cluster_id: cluster.id,
+    };
+    let signed = sign(&cluster, &subject, csr.as_bytes(), clock);
+    let certificate = signed.map_err(|status| because(status.message()))?;
+    let pem = String::from_utf8(certificate.certificate.clone()).map_err(because)?;
+    let root = String::from_utf8(cluster.root_ca.ca_cert.clone()).map_err(because)?;
+    let identity = NodeIdentity::from_pem(&pem, &key, &root).map_err(because)?;
+    let change = Change::SetNodeCertificate {
+        id: subject.node_id,
+        role: pb::NodeRole::Manager,
+        certificate: Box::new(certificate),
+    };
+    let written = store.write(clock.now(), vec![change]).await;
+    for result in written.map_err(because)?.results {
         result.map_err(because)?;
     }
     Ok(identity)

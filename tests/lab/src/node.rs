@@ -66,10 +66,17 @@ impl Node {
 
     /// Starts swarmd with the same arguments after it was stopped.
     pub fn start_again(&mut self) -> Result<(), Error> {
+        self.start_again_with(&[])
+    }
+
+    /// The same with more arguments, this once.
+    pub fn start_again_with(&mut self, more: &[&str]) -> Result<(), Error> {
         let program = binaries::find("swarmd")?;
+        let more = more.iter().map(|&argument| argument.to_owned());
+        let arguments: Vec<String> = self.arguments.iter().cloned().chain(more).collect();
         self.child = Some(process::start(
             &program,
-            &self.arguments,
+            &arguments,
             &self.log(),
             Some(&self.host.namespace),
         )?);
