@@ -108,9 +108,9 @@ impl Change {
     pub fn write(self, status: &mut pb::TaskStatus, at: prost_types::Timestamp) {
         status.timestamp = Some(at);
         status.state = self.state.into();
-        status.err = self.err;
+        status.err = brief(self.err);
         if let Some(message) = self.message {
-            status.message = message;
+            status.message = brief(message);
         }
         let Some(exit) = self.exit else { return };
         let container = status
@@ -120,6 +120,21 @@ impl Change {
         container.exit_code = i32::try_from(exit.code).unwrap_or(i32::MAX);
         container.pid = 0;
     }
+}
+
+/// Longest text in a status, in bytes. Statuses of many tasks travel in one message and stay in
+/// the managers' memory, and a runtime may quote whole files.
+pub const TEXT_MAX: usize = 1 << 10;
+
+/// A text as it goes into a status: cut to [`TEXT_MAX`] bytes, and marked where it was.
+#[must_use]
+pub fn brief(mut text: String) -> String {
+    const CUT: &str = "…";
+    if text.len() > TEXT_MAX {
+        text.truncate(text.floor_char_boundary(TEXT_MAX - CUT.len()));
+        text.push_str(CUT);
+    }
+    text
 }
 
 /// What becomes of a task after a step.
@@ -270,13 +285,15 @@ fn failed(state: TaskState, step: Step, error: Error) -> After {
             err: reason,
             exit: None,
         }),
-        // Leftovers are worth another try: giving up would leak them.
-        Error::Fatal(reason) if step == Step::Remove => After::Retry(Change {
-            state,
-            message: None,
-            err: reason,
-            exit: None,
-        }),
+        // Giving up would leave a container that runs, or leftovers, and call the task ended.
+        Error::Fatal(reason) if matches!(step, Step::Shutdown | Step::Remove) => {
+            After::Retry(Change {
+                state,
+                message: None,
+                err: reason,
+                exit: None,
+            })
+        }
         Error::Fatal(reason) => After::Advance(failure(state, reason)),
     }
 }

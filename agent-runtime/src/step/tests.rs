@@ -174,7 +174,6 @@ fn fatal_before_starting_rejects_and_fails_from_then_on() {
         (TaskState::Ready, Step::Prepare, TaskState::Rejected),
         (TaskState::Starting, Step::Start, TaskState::Failed),
         (TaskState::Running, Step::Wait, TaskState::Failed),
-        (TaskState::Running, Step::Shutdown, TaskState::Failed),
     ] {
         let change = change(after(state, step, fatal("no such image")));
         assert_eq!(change.state, expected);
@@ -252,6 +251,40 @@ fn a_notice_becomes_the_message() {
     };
     let change = change(after(TaskState::Preparing, Step::Prepare, outcome));
     assert_eq!((change.state, change.message), (TaskState::Ready, notice));
+}
+
+#[test]
+fn a_stop_that_fails_is_tried_again_for_the_container_still_runs() {
+    for state in [TaskState::Ready, TaskState::Starting, TaskState::Running] {
+        match after(state, Step::Shutdown, fatal("nft: no such table")) {
+            After::Retry(change) => {
+                assert_eq!((change.state, &*change.err), (state, "nft: no such table"));
+            }
+            other @ (After::Advance(_)
+            | After::Again
+            | After::Await
+            | After::Forget
+            | After::Hold) => panic!("{other:?}"),
+        }
+    }
+}
+
+#[test]
+fn texts_of_a_status_are_cut() {
+    let long = "é".repeat(TEXT_MAX);
+    let change = Change {
+        state: TaskState::Failed,
+        message: Some(long.clone()),
+        err: long,
+        exit: None,
+    };
+    let mut status = pb::TaskStatus::default();
+    change.write(&mut status, prost_types::Timestamp::default());
+    for text in [&status.err, &status.message] {
+        assert!(text.len() <= TEXT_MAX && text.len() > TEXT_MAX - 8);
+        assert!(text.starts_with("éé") && text.ends_with("é…"));
+    }
+    assert_eq!(brief("short".to_owned()), "short");
 }
 
 #[test]

@@ -22,6 +22,10 @@ use tokio::sync::watch;
 use super::reporter::Statuses;
 use crate::clock::Clock;
 
+#[cfg(test)]
+#[path = "task_tests.rs"]
+mod tests;
+
 /// First pause before a failed runtime call is made again (SwarmKit's); doubles up to [`PAUSE_MAX`].
 const PAUSE: Duration = Duration::from_secs(1);
 /// Longest pause before a failed runtime call is made again.
@@ -119,7 +123,10 @@ impl Driver {
                         self.note_container().await;
                     }
                 }
-                After::Again => self.pause = PAUSE,
+                After::Again => {
+                    self.pause = PAUSE;
+                    self.clear_err();
+                }
                 After::Retry(change) => {
                     self.change(change);
                     self.publish();
@@ -177,6 +184,7 @@ impl Driver {
             .observe()
             .await?;
         self.ask = false;
+        self.clear_err();
         if let Observed::Running(handle) | Observed::Exited(handle, _) = &observed
             && self.state() >= TaskState::Starting
         {
@@ -207,11 +215,25 @@ impl Driver {
             self.shared.statuses.put(self.id, status);
         }
         match next {
-            Step::Prepare | Step::Start | Step::Wait => tokio::select! {
-                biased;
-                () = stop_wanted(&mut self.want) => None,
-                outcome = call => Some(outcome),
-            },
+            Step::Prepare | Step::Start | Step::Wait => {
+                // A wait that is made again after a failure is under way once it lasts.
+                let recovers = next == Step::Wait && !self.status.err.is_empty();
+                tokio::select! {
+                    biased;
+                    () = stop_wanted(&mut self.want) => return None,
+                    outcome = call.as_mut() => return Some(outcome),
+                    () = self.shared.clock.sleep(PAUSE), if recovers => {}
+                }
+                self.pause = PAUSE;
+                self.status.err.clear();
+                let status = Arc::new(self.status.clone());
+                self.shared.statuses.put(self.id, status);
+                tokio::select! {
+                    biased;
+                    () = stop_wanted(&mut self.want) => None,
+                    outcome = call => Some(outcome),
+                }
+            }
             Step::Shutdown | Step::Remove | Step::Enter(_) | Step::Lost | Step::Hold => {
                 Some(call.await)
             }
@@ -222,6 +244,14 @@ impl Driver {
         let at = self.shared.clock.now().to_wire().unwrap_or_default();
         change.write(&mut self.status, at);
         self.unpublished = true;
+    }
+
+    /// What held the task up is over: a healthy task's status says no more of it.
+    fn clear_err(&mut self) {
+        if !self.status.err.is_empty() && !step::is_terminal(self.state()) {
+            self.status.err.clear();
+            self.unpublished = true;
+        }
     }
 
     fn publish(&mut self) {
@@ -276,18 +306,19 @@ impl Driver {
     async fn stall(&mut self, error: Error) {
         match error {
             Error::Unavailable { .. } => self.wait_for_runtime().await,
-            Error::Temporary(reason) => {
-                self.status.err = reason;
+            Error::Fatal(_) if self.state() < TaskState::Starting => {
+                // As if its preparation had failed: REJECTED.
+                let failed = Outcome::Failed(error);
+                if let After::Advance(change) = step::after(self.state(), Step::Prepare, failed) {
+                    self.change(change);
+                }
+            }
+            // Nobody knows that its container ended: calling it failed would start another beside it.
+            Error::Fatal(reason) | Error::Temporary(reason) => {
+                self.status.err = step::brief(reason);
                 self.unpublished = true;
                 self.publish();
                 self.wait_to_retry().await;
-            }
-            Error::Fatal(_) => {
-                // As if it had failed where it is: REJECTED before it started, else FAILED.
-                let failed = Outcome::Failed(error);
-                if let After::Advance(change) = step::after(self.state(), Step::Wait, failed) {
-                    self.change(change);
-                }
             }
         }
     }
@@ -358,6 +389,10 @@ async fn call(
         // What can't be driven can be cleared away all the same.
         Err(Error::Fatal(_)) if matches!(next, Step::Shutdown | Step::Remove) => {
             return done(shared.executor.discard(&order.task.id).await);
+        }
+        // Says nothing of the container, which may run.
+        Err(Error::Fatal(reason)) if matches!(next, Step::Start | Step::Wait) => {
+            return Outcome::Failed(Error::Temporary(reason));
         }
         Err(error) => return Outcome::Failed(error),
     };
