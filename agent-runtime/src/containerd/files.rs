@@ -8,11 +8,16 @@
 //! STATE/tasks/<task>/volumes/<n>/data        anonymous volumes
 //! STATE/volumes/<name>/data                  named volumes: stay when tasks go
 //! ```
+//!
+//! Output and volumes may hold secrets: `tasks` and `volumes` are closed to everyone but root,
+//! whoever made STATE and however open it is. What a container gets mounted is readable inside,
+//! whatever the umask of swarmd.
 
 use std::fmt::Write as _;
 use std::io::{self, Read as _, Seek as _};
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
 
 use swarm_proto::pb;
 
@@ -22,6 +27,11 @@ use crate::error::Error;
 /// Output of one stream that is kept; when a file is larger, its newest part is kept beside it
 /// and it begins anew. So a container holds at most four times this.
 pub(super) const OUTPUT_MAX: u64 = 32 << 20;
+
+/// Mode of directories that hold what only root is to see.
+const CLOSED: u32 = 0o700;
+/// Mode of generated files: a container's user reads them.
+const READABLE: u32 = 0o644;
 
 /// Where one node keeps its tasks' files.
 #[derive(Debug, Clone)]
@@ -52,8 +62,24 @@ impl Files {
         self.state.join("volumes")
     }
 
+    fn all_tasks(&self) -> PathBuf {
+        self.state.join("tasks")
+    }
+
+    /// Closes what is there already, which an earlier version left open to all users of the host.
+    pub(super) fn close_to_others(&self) -> Result<(), Error> {
+        for dir in [self.all_tasks(), self.named_volumes()] {
+            if dir.is_dir() {
+                make_closed(&dir).map_err(|error| {
+                    failure(&format!("task files in {}", dir.display()), &error)
+                })?;
+            }
+        }
+        Ok(())
+    }
+
     pub(super) fn of(&self, task_id: &str) -> TaskFiles {
-        let dir = self.state.join("tasks").join(task_id);
+        let dir = self.all_tasks().join(task_id);
         TaskFiles {
             stdout: dir.join("stdout.log"),
             stderr: dir.join("stderr.log"),
@@ -68,7 +94,7 @@ impl Files {
 
     /// Ids of the tasks that have files.
     pub(super) fn tasks(&self) -> io::Result<Vec<String>> {
-        let entries = match std::fs::read_dir(self.state.join("tasks")) {
+        let entries = match std::fs::read_dir(self.all_tasks()) {
             Ok(entries) => entries,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
             Err(error) => return Err(error),
@@ -81,7 +107,7 @@ impl Files {
 
     /// Removes the directory of all tasks, if nothing is left in it.
     pub(super) fn remove_empty(&self) {
-        for dir in [self.state.join("tasks"), self.named_volumes()] {
+        for dir in [self.all_tasks(), self.named_volumes()] {
             if dir.is_dir()
                 && let Err(error) = std::fs::remove_dir(&dir)
             {
@@ -95,6 +121,9 @@ impl TaskFiles {
     /// Makes the directory and the empty output files.
     pub(super) fn create(&self) -> Result<(), Error> {
         let create = || -> io::Result<()> {
+            if let Some(all_tasks) = self.dir.parent() {
+                make_closed(all_tasks)?;
+            }
             std::fs::create_dir_all(&self.mountpoint)?;
             for output in [&self.stdout, &self.stderr] {
                 std::fs::OpenOptions::new()
@@ -111,9 +140,9 @@ impl TaskFiles {
     pub(super) fn write(&self, names: &Names<'_>) -> Result<(), Error> {
         let hosts = hosts(names)?;
         let write = || -> io::Result<()> {
-            std::fs::write(&self.hosts, hosts)?;
-            std::fs::write(&self.resolv, resolv(names))?;
-            std::fs::write(&self.hostname, format!("{}\n", names.hostname))
+            write_readable(&self.hosts, &hosts)?;
+            write_readable(&self.resolv, &resolv(names))?;
+            write_readable(&self.hostname, &format!("{}\n", names.hostname))
         };
         write().map_err(|error| self.failed(&error))
     }
@@ -161,16 +190,38 @@ impl TaskFiles {
     }
 
     fn failed(&self, error: &io::Error) -> Error {
-        let text = format!("task files in {}: {error}", self.dir.display());
-        if matches!(
-            error.kind(),
-            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
-        ) {
-            // The operator can make room; the task is not at fault.
-            return Error::Temporary(text);
-        }
-        Error::Fatal(text)
+        failure(&format!("task files in {}", self.dir.display()), error)
     }
+}
+
+/// What failed on disk, judged: the operator can make room, and the task is not at fault.
+pub(super) fn failure(what: &str, error: &io::Error) -> Error {
+    let text = format!("{what}: {error}");
+    if matches!(
+        error.kind(),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+    ) {
+        return Error::Temporary(text);
+    }
+    Error::Fatal(text)
+}
+
+/// Makes a directory that only root may enter, or makes one that is there so.
+pub(super) fn make_closed(dir: &Path) -> io::Result<()> {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(CLOSED)
+        .create(dir);
+    made?;
+    if std::fs::metadata(dir)?.permissions().mode() & 0o777 == CLOSED {
+        return Ok(());
+    }
+    std::fs::set_permissions(dir, std::fs::Permissions::from_mode(CLOSED))
+}
+
+fn write_readable(path: &Path, text: &str) -> io::Result<()> {
+    std::fs::write(path, text)?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(READABLE))
 }
 
 /// What a container is to know of names.
@@ -328,6 +379,41 @@ mod tests {
             "6789"
         );
         assert_eq!(std::fs::read_to_string(&task.stderr).unwrap(), "0123");
+    }
+
+    #[test]
+    fn others_on_the_host_see_nothing_and_the_containers_user_its_files() {
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let dir = tempfile::tempdir().unwrap();
+        let open = std::fs::Permissions::from_mode(0o755);
+        for name in ["tasks", "volumes"] {
+            std::fs::create_dir(dir.path().join(name)).unwrap();
+            std::fs::set_permissions(dir.path().join(name), open.clone()).unwrap();
+        }
+        let files = Files::new(dir.path().to_owned());
+        files.close_to_others().unwrap();
+        assert_eq!(mode(&files.named_volumes()), 0o700);
+        assert_eq!(mode(&files.all_tasks()), 0o700);
+        // Made by the first task.
+        std::fs::remove_dir(files.all_tasks()).unwrap();
+        let task = files.of("t1");
+        task.create().unwrap();
+        assert_eq!(mode(&files.all_tasks()), 0o700);
+        let names = Names {
+            hostname: "box",
+            container: &pb::ContainerSpec::default(),
+            network: Network::Isolated,
+            address: None,
+            node_hosts: "",
+            node_resolv: "",
+        };
+        // As a file looks that was written under umask 077.
+        std::fs::write(&task.hosts, "").unwrap();
+        std::fs::set_permissions(&task.hosts, std::fs::Permissions::from_mode(0o600)).unwrap();
+        task.write(&names).unwrap();
+        for path in [&task.hosts, &task.resolv, &task.hostname] {
+            assert_eq!(mode(path), 0o644, "{}", path.display());
+        }
     }
 
     #[test]

@@ -9,6 +9,7 @@
 //! touched.
 
 use std::collections::BTreeMap;
+use std::os::unix::fs::PermissionsExt as _;
 use std::panic::AssertUnwindSafe;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -102,19 +103,39 @@ impl Storage {
                 reason: error.to_string(),
             }
         };
+        // Task specs carry environment, which is where people put passwords. An earlier version left
+        // both open to all users of the host.
         std::fs::create_dir_all(&dir).map_err(io(&dir))?;
-        let damage = match Self::try_open(&path, node) {
+        let mode = |path: &Path, mode| {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).map_err(io(path))
+        };
+        mode(&dir, 0o700)?;
+        let opened = Self::open_or_set_aside(&dir, &path, node, now)?;
+        mode(&path, 0o600)?;
+        Ok(opened)
+    }
+
+    fn open_or_set_aside(
+        dir: &Path,
+        path: &Path,
+        node: &str,
+        now: Timestamp,
+    ) -> Result<(Self, Restored), StorageError> {
+        let damage = match Self::try_open(path, node) {
             Err(damage @ StorageError::Damaged { .. }) => damage,
             done => return done,
         };
         let aside = dir.join(format!("{FILE}.damaged-{}", now.0 / 1_000_000_000));
-        std::fs::rename(&path, &aside).map_err(io(&path))?;
+        std::fs::rename(path, &aside).map_err(|error| StorageError::Io {
+            path: path.to_owned(),
+            reason: error.to_string(),
+        })?;
         tracing::error!(
             error = %damage,
             moved.to = %aside.display(),
             "the agent's file was damaged and moved aside; tasks are fetched from a manager, containers are kept"
         );
-        Self::try_open(&path, node)
+        Self::try_open(path, node)
     }
 
     fn try_open(path: &Path, node: &str) -> Result<(Self, Restored), StorageError> {
@@ -350,6 +371,20 @@ mod tests {
 
     fn open(dir: &Path) -> (Storage, Restored) {
         Storage::open(dir, "node", NOW).unwrap()
+    }
+
+    #[test]
+    fn other_users_of_the_host_read_nothing() {
+        let mode = |path: &Path| std::fs::metadata(path).unwrap().permissions().mode() & 0o777;
+        let state = tempfile::tempdir().unwrap();
+        let (dir, path) = (state.path().join(DIR), state.path().join(DIR).join(FILE));
+        drop(open(state.path()));
+        // As an earlier version left them.
+        for (path, mode) in [(&dir, 0o755), (&path, 0o644)] {
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).unwrap();
+        }
+        drop(open(state.path()));
+        assert_eq!((mode(&dir), mode(&path)), (0o700, 0o600));
     }
 
     #[test]
