@@ -105,13 +105,10 @@ fn process(input: &Input<'_>, security: &Security) -> Result<Value, Error> {
         "capabilities": security.capabilities(account.uid),
         "noNewPrivileges": security.no_new_privileges,
         "rlimits": rlimits(&input.container.ulimits)?,
+        // Said also when zero: runc hands down containerd's own else, which is -998 or so, and the
+        // kernel would end anything on the host before a container.
+        "oomScoreAdj": input.container.oom_score_adj,
     });
-    let score = input.container.oom_score_adj;
-    set(
-        &mut process,
-        "oomScoreAdj",
-        (score != 0).then(|| json!(score)),
-    );
     set(
         &mut process,
         "selinuxLabel",

@@ -144,6 +144,14 @@ fn limits_reach_the_kernel_in_its_units() {
 }
 
 #[test]
+fn the_out_of_memory_score_is_always_said() {
+    let mut case = Case::default();
+    assert_eq!(case.build().unwrap()["process"]["oomScoreAdj"], json!(0));
+    case.container.oom_score_adj = 500;
+    assert_eq!(case.build().unwrap()["process"]["oomScoreAdj"], json!(500));
+}
+
+#[test]
 fn stop_signals_by_name_and_number() {
     for (name, number) in [
         ("SIGTERM", 15),
