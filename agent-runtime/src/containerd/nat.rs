@@ -50,6 +50,13 @@ pub(super) fn table(
         }
         text.push_str(" }\n");
     }
+    // The bridge routes loopback addresses, so that the node reaches published ports by its own.
+    // Containers must not reach what listens on the node's loopback alone by that way.
+    let _ = writeln!(
+        text,
+        " chain raw {{ type filter hook prerouting priority -300; policy accept;\n  \
+         iifname \"{bridge}\" ip daddr 127.0.0.0/8 drop\n }}"
+    );
     // From elsewhere, and from the node itself.
     for (chain, priority) in [("prerouting", -100), ("output", -100)] {
         let _ = writeln!(
@@ -127,5 +134,9 @@ mod tests {
             "{text}"
         );
         assert_eq!(text.matches("elements").count(), 1);
+        assert!(
+            text.contains("iifname \"swb0\" ip daddr 127.0.0.0/8 drop"),
+            "{text}"
+        );
     }
 }
