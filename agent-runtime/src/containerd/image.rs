@@ -25,7 +25,7 @@ use oci_client::secrets::RegistryAuth;
 
 use super::client::{CALL_MAX, Client, or_absent};
 use super::content::{Blob, Content};
-use super::lease;
+use super::lease::Leases;
 use super::manifest::{Descriptor, ImageConfig, MANIFEST_MAX, Manifest, chain_ids, choose, digest};
 use super::registry::{Fetched, RegistryRules, Session};
 use super::snapshot::{Layer, SNAPSHOTTER, Snapshots};
@@ -63,8 +63,6 @@ struct Request {
     /// Canonical text of the reference.
     name: String,
     auth: RegistryAuth,
-    /// Keeps what is pulled until the image record does.
-    lease: String,
 }
 
 /// An [`Error`] that can be given to several waiting tasks.
@@ -87,15 +85,18 @@ struct Inner {
     content: Content,
     snapshots: Snapshots,
     rules: RegistryRules,
+    leases: Leases,
     pulls: Mutex<BTreeMap<String, Pull>>,
     /// Images that were found whole, by digest: spares reading them for every task.
     whole: Mutex<BTreeMap<String, Image>>,
-    /// One lock per layer that is being fetched or unpacked.
-    layers: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
+    /// One lock per digest that is being fetched, per chain id that is being unpacked: containerd
+    /// takes one writer of each.
+    locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Images {
     pub(super) fn new(client: Client, rules: RegistryRules) -> Self {
+        let leases = Leases::new(client.clone());
         Self {
             inner: Arc::new(Inner {
                 content: Content::new(client.clone()),
@@ -104,7 +105,8 @@ impl Images {
                 rules,
                 pulls: Mutex::default(),
                 whole: Mutex::default(),
-                layers: Mutex::default(),
+                locks: Mutex::default(),
+                leases,
             }),
         }
     }
@@ -128,13 +130,11 @@ impl Images {
                 Some(pull) => pull,
                 None => {
                     let inner = Arc::clone(&self.inner);
-                    let lease = format!("swarm-pull-{key}");
                     let pull = async move {
                         let pull = Request {
                             name: reference.whole(),
                             reference,
                             auth,
-                            lease,
                         };
                         inner.resolve(&pull).await.map_err(Refusal::from)
                     };
@@ -249,14 +249,20 @@ impl Inner {
         {
             return Ok(image);
         }
-        lease::create(&self.client, &pull.lease).await?;
-        let result = self.fetch(&session, pull, top).await;
-        lease::delete(&self.client, &pull.lease).await?;
-        result
+        // Keeps what is pulled until the image record does.
+        let lease = self.leases.take().await?;
+        let image = self.fetch(&session, &pull.name, lease.id(), top).await?;
+        lease.end().await?;
+        Ok(image)
     }
 
-    async fn fetch(&self, session: &Session, pull: &Request, top: Fetched) -> Result<Image, Error> {
-        let (name, lease) = (pull.name.as_str(), pull.lease.as_str());
+    async fn fetch(
+        &self,
+        session: &Session,
+        name: &str,
+        lease: &str,
+        top: Fetched,
+    ) -> Result<Image, Error> {
         let top_digest = top.digest.clone();
         let parsed = Manifest::parse(&top.body)?;
         let top_type = parsed.media_type().to_owned();
@@ -281,14 +287,13 @@ impl Inner {
         }
         let mut fetches = Vec::with_capacity(layers.len());
         for layer in &layers {
-            fetches.push(self.fetch_layer(session, lease, layer));
+            fetches.push(self.put_blob(session, lease, layer));
         }
         futures::stream::iter(fetches)
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect::<()>()
             .await?;
-        self.put_blob(session, lease, &config, &BTreeMap::new())
-            .await?;
+        self.put_blob(session, lease, &config).await?;
         let image_config =
             ImageConfig::parse(&self.content.read(&config.digest, MANIFEST_MAX).await?)?;
         let chain = self.unpack(lease, &image_config, &layers).await?;
@@ -323,30 +328,20 @@ impl Inner {
         Ok(image)
     }
 
-    async fn fetch_layer(
-        &self,
-        session: &Session,
-        lease: &str,
-        layer: &Descriptor,
-    ) -> Result<(), Error> {
-        let lock = self.layer_lock(&layer.digest);
-        let _held = lock.lock().await;
-        self.put_blob(session, lease, layer, &BTreeMap::new()).await
-    }
-
     async fn put_blob(
         &self,
         session: &Session,
         lease: &str,
         descriptor: &Descriptor,
-        labels: &BTreeMap<String, String>,
     ) -> Result<(), Error> {
+        let lock = self.lock_of(&descriptor.digest);
+        let _held = lock.lock().await;
         let blob = Blob {
             digest: descriptor.digest.clone(),
             size: descriptor.size,
         };
         self.content
-            .put(lease, &blob, labels, async || {
+            .put(lease, &blob, &BTreeMap::new(), async || {
                 session.blob(descriptor).await
             })
             .await
@@ -358,6 +353,9 @@ impl Inner {
         fetched: &Fetched,
         labels: &BTreeMap<String, String>,
     ) -> Result<(), Error> {
+        // Two tags of one image have all of this in common.
+        let lock = self.lock_of(&fetched.digest);
+        let _held = lock.lock().await;
         let blob = Blob {
             digest: fetched.digest.clone(),
             size: fetched.body.len() as u64,
@@ -389,7 +387,7 @@ impl Inner {
         }
         let mut parent = "";
         for ((chain, diff_id), blob) in chains.iter().zip(diff_ids).zip(layers) {
-            let lock = self.layer_lock(chain);
+            let lock = self.lock_of(chain);
             let _held = lock.lock().await;
             if !self.snapshots.has(chain).await? {
                 self.snapshots
@@ -459,15 +457,13 @@ impl Inner {
         let chain = if whole {
             chains.last().cloned().unwrap_or_default()
         } else {
-            lease::create(&self.client, &pull.lease).await?;
-            let chain = self.unpack(&pull.lease, &image_config, &layers).await;
-            if let Ok(chain) = &chain {
-                self.content
-                    .label(&config.digest, &snapshot_label(chain))
-                    .await?;
-            }
-            lease::delete(&self.client, &pull.lease).await?;
-            chain?
+            let lease = self.leases.take().await?;
+            let chain = self.unpack(lease.id(), &image_config, &layers).await?;
+            self.content
+                .label(&config.digest, &snapshot_label(&chain))
+                .await?;
+            lease.end().await?;
+            chain
         };
         Ok(Image {
             name: pull.name.clone(),
@@ -510,14 +506,14 @@ impl Inner {
         Ok(())
     }
 
-    fn layer_lock(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
-        let mut layers = self.layers.lock().unwrap_or_else(PoisonError::into_inner);
-        layers.retain(|_, lock| lock.strong_count() > 0);
-        if let Some(lock) = layers.get(key).and_then(Weak::upgrade) {
+    fn lock_of(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+        let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
+        locks.retain(|_, lock| lock.strong_count() > 0);
+        if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
             return lock;
         }
         let lock = Arc::default();
-        layers.insert(key.to_owned(), Arc::downgrade(&lock));
+        locks.insert(key.to_owned(), Arc::downgrade(&lock));
         lock
     }
 }
