@@ -60,7 +60,12 @@ fn enter(mounts: &[Mount], at: &Path) -> Result<Root, Error> {
     mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none)
         .map_err(|error| failed("make mounts private", error))?;
     for part in mounts {
-        let (flags, data) = options(&part.options);
+        let (base, options_of_part) = relative(&part.options);
+        if let Some(base) = base {
+            // This thread's alone: its file system attributes are its own since `unshare`.
+            nix::unistd::chdir(&base).map_err(|error| failed("enter snapshots", error))?;
+        }
+        let (flags, data) = options(&options_of_part);
         mount(
             Some(part.source.as_str()),
             at,
@@ -77,6 +82,54 @@ fn enter(mounts: &[Mount], at: &Path) -> Result<Root, Error> {
     )
     .map_err(|error| failed("open", error))?;
     Ok(Root { dir })
+}
+
+/// Lower directories relative to where all of them are, if there are several: mount(2) takes one
+/// page of options, and with whole paths some fifty layers would fill it. runc gets the same from
+/// containerd.
+fn relative(options: &[String]) -> (Option<PathBuf>, Vec<String>) {
+    const LOWER: &str = "lowerdir=";
+    let lower = options.iter().find_map(|option| option.strip_prefix(LOWER));
+    let dirs: Vec<&str> = lower
+        .map(|dirs| dirs.split(':').collect())
+        .unwrap_or_default();
+    let base = match dirs.as_slice() {
+        [first, second, ..] => common(Path::new(first), Path::new(second)),
+        _ => PathBuf::new(),
+    };
+    let shorter = |dir: &&str| {
+        Some(
+            Path::new(dir)
+                .strip_prefix(&base)
+                .ok()?
+                .to_str()?
+                .to_owned(),
+        )
+    };
+    let dirs: Option<Vec<String>> = dirs.iter().map(shorter).collect();
+    match dirs {
+        Some(dirs) if base.is_absolute() && dirs.iter().all(|dir| !dir.is_empty()) => {
+            let lower = format!("{LOWER}{}", dirs.join(":"));
+            let rest = options.iter().map(|option| {
+                let option = if option.starts_with(LOWER) {
+                    &lower
+                } else {
+                    option
+                };
+                option.clone()
+            });
+            (Some(base), rest.collect())
+        }
+        Some(_) | None => (None, options.to_vec()),
+    }
+}
+
+/// The directory that two paths share.
+fn common(one: &Path, other: &Path) -> PathBuf {
+    let both = one.components().zip(other.components());
+    both.take_while(|(one, other)| one == other)
+        .map(|(one, _)| one)
+        .collect()
 }
 
 /// containerd's mount options: flags by name, the rest is data for the filesystem.
@@ -166,6 +219,26 @@ fn copy_attributes(from: &std::fs::Metadata, to: &Path) -> std::io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_layers_fit_into_a_page() {
+        let root = "/var/lib/containerd/io.containerd.snapshotter.v1.overlayfs/snapshots";
+        let layers: Vec<String> = (100..600).map(|n| format!("{root}/{n}/fs")).collect();
+        let given = vec![
+            format!("workdir={root}/7/work"),
+            format!("lowerdir={}", layers.join(":")),
+        ];
+        let (base, short) = relative(&given);
+        assert_eq!(base.as_deref(), Some(Path::new(root)));
+        assert_eq!(short[0], given[0], "other paths stay whole");
+        assert!(short[1].starts_with("lowerdir=100/fs:101/fs:"));
+        assert!(short.join(",").len() < 4096);
+        // One layer, directories that share nothing but the root, none at all: as they are.
+        for lower in ["lowerdir=/a/fs", "lowerdir=/a/fs:/a", "index=off"] {
+            let given = [lower.to_owned()];
+            assert_eq!(relative(&given), (None, given.to_vec()), "{lower}");
+        }
+    }
 
     #[test]
     fn reads_mount_options() {
