@@ -39,13 +39,65 @@ impl ContainerdController {
     fn id(&self) -> &str {
         &self.order.task.id
     }
+
     /// Waits for what an earlier, given up call has begun.
     async fn settle(&mut self) {
         while self.making.join_next().await.is_some() {}
     }
+
+    /// True if there is a container that [`Controller::start`] can go on from.
+    async fn prepared(&self) -> Result<bool, Error> {
+        let Some(container) = self.node.containers.get(self.id()).await? else {
+            return Ok(false);
+        };
+        if label::exit(&container.labels).is_some() {
+            return Ok(true);
+        }
+        let pid = match self.node.containers.process(self.id()).await? {
+            Process::Absent => return Ok(false),
+            Process::Running { .. } | Process::Stopped { .. } => return Ok(true),
+            Process::Created { pid } => pid,
+        };
+        // It is connected after its process was made: swarmd may have ended between the two.
+        let Some(address) = label::address(&container.labels) else {
+            return Ok(true);
+        };
+        match self.node.network.attach(self.id(), pid, address).await {
+            Ok(()) => Ok(true),
+            Err(error) => {
+                tracing::warn!(task.id = self.id(), %error, "its container is made anew");
+                Ok(false)
+            }
+        }
+    }
+
+    /// Waits for the container's end. `None`: the container is gone, and nobody knows its exit.
+    async fn ended(&self) -> Result<Option<Exit>, Error> {
+        if let Some(exit) = self.node.exit_recorded(self.id()).await? {
+            return Ok(Some(exit));
+        }
+        let failure = match self.node.wait(self.id()).await {
+            Ok(code) => return self.node.conclude(self.id(), code).await.map(Some),
+            Err(failure) if failure.is_absent() => {
+                return self.node.exit_recorded(self.id()).await;
+            }
+            Err(failure) => failure,
+        };
+        let error = Error::from(failure);
+        if matches!(error, Error::Unavailable { .. }) {
+            return Err(error);
+        }
+        // A shim that was killed takes the exit with it.
+        match self.node.containers.process(self.id()).await? {
+            Process::Absent => Ok(None),
+            Process::Stopped { code } => self.node.conclude(self.id(), code).await.map(Some),
+            Process::Created { .. } | Process::Running { .. } => Err(error),
+        }
+    }
+
     /// The container is gone; what it may have left running goes too.
     async fn gone(&self) -> Error {
-        if let Err(error) = self.node.clear_cgroup(self.id()).await {
+        if let Err(error) = self.node.free(self.id()).await {
             return error;
         }
         Error::Fatal(format!(
@@ -55,16 +107,20 @@ impl ContainerdController {
     }
 }
 
+/// What containerd says no to says nothing about the container that was asked for: it may run.
+fn passing(error: Error) -> Error {
+    match error {
+        Error::Fatal(reason) => Error::Temporary(reason),
+        other @ (Error::Temporary(_) | Error::Unavailable { .. }) => other,
+    }
+}
+
 #[tonic::async_trait]
 impl Controller for ContainerdController {
     async fn prepare(&mut self) -> Result<Option<String>, Error> {
         self.settle().await;
-        if let Some(container) = self.node.containers.get(self.id()).await? {
-            let prepared = label::exit(&container.labels).is_some()
-                || self.node.containers.process(self.id()).await? != Process::Absent;
-            if prepared {
-                return Ok(None);
-            }
+        if self.prepared().await? {
+            return Ok(None);
         }
         // Whatever an earlier try left half-made is made anew.
         if self.node.files.of(self.id()).exist() {
@@ -118,31 +174,9 @@ impl Controller for ContainerdController {
     }
 
     async fn wait(&mut self) -> Result<Exit, Error> {
-        if let Some(exit) = self.node.exit_recorded(self.id()).await? {
-            return Ok(exit);
-        }
-        match self.node.wait(self.id()).await {
-            Ok(code) => self.node.conclude(self.id(), code).await,
-            Err(failure) if failure.is_absent() => {
-                match self.node.exit_recorded(self.id()).await? {
-                    Some(exit) => Ok(exit),
-                    None => Err(self.gone().await),
-                }
-            }
-            Err(failure) => {
-                let error = Error::from(failure);
-                if matches!(error, Error::Unavailable { .. }) {
-                    return Err(error);
-                }
-                // A shim that was killed takes the exit with it.
-                match self.node.containers.process(self.id()).await? {
-                    Process::Absent => Err(self.gone().await),
-                    Process::Stopped { code } => self.node.conclude(self.id(), code).await,
-                    Process::Created { .. } | Process::Running { .. } => {
-                        Err(Error::Temporary(error.to_string()))
-                    }
-                }
-            }
+        match self.ended().await.map_err(passing)? {
+            Some(exit) => Ok(exit),
+            None => Err(self.gone().await),
         }
     }
 
@@ -157,7 +191,9 @@ impl Controller for ContainerdController {
     }
 
     async fn observe(&mut self) -> Result<Observed, Error> {
+        self.settle().await;
         let Some(container) = self.node.containers.get(self.id()).await? else {
+            self.node.free(self.id()).await?;
             return Ok(Observed::Absent);
         };
         let handle = |pid: u32| Handle {
@@ -170,7 +206,10 @@ impl Controller for ContainerdController {
         }
         match self.node.containers.process(self.id()).await? {
             // A record without process is half-made, or its host restarted: nothing to go on from.
-            Process::Absent => Ok(Observed::Absent),
+            Process::Absent => {
+                self.node.free(self.id()).await?;
+                Ok(Observed::Absent)
+            }
             Process::Created { pid } => Ok(Observed::Created(handle(pid))),
             Process::Running { pid } => Ok(Observed::Running(handle(pid))),
             Process::Stopped { code } => {

@@ -1,6 +1,7 @@
 //! Labels on what this backend makes in containerd: its memory, which survives swarmd.
 
 use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
 
 use swarm_proto::amount;
 
@@ -22,6 +23,23 @@ pub(super) const EXIT_OOM: &str = "swarm.exit.oom";
 pub(super) const ADDRESS: &str = "swarm.net.address";
 /// Published ports: `tcp/8080/80,udp/53/53` (protocol, published, target).
 pub(super) const PORTS: &str = "swarm.net.ports";
+
+/// The address on the node's bridge that the labels record.
+pub(super) fn address(labels: &BTreeMap<String, String>) -> Option<Ipv4Addr> {
+    labels.get(ADDRESS)?.parse().ok()
+}
+
+/// The labels of a spec that its container gets. Those that containerd or this backend read are
+/// not the user's to set: a port map that was made up would publish whatever it names.
+pub(super) fn of_spec(labels: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    const OURS: [&str; 2] = ["swarm.", "containerd.io/"];
+    let plain = labels
+        .iter()
+        .filter(|(key, _)| !OURS.iter().any(|prefix| key.starts_with(prefix)));
+    plain
+        .map(|(key, value)| (key.clone(), value.clone()))
+        .collect()
+}
 
 /// The exit that the labels record, if the container has ended.
 pub(super) fn exit(labels: &BTreeMap<String, String>) -> Option<Exit> {
@@ -50,6 +68,20 @@ pub(super) fn of_exit(code: u32, oom: bool) -> BTreeMap<String, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn users_set_no_labels_of_ours() {
+        let given = [
+            ("com.example.team", "a"),
+            (PORTS, "tcp/22/22"),
+            ("containerd.io/restart.status", "running"),
+            ("swarming", "b"),
+        ];
+        let given = given.map(|(key, value)| (key.to_owned(), value.to_owned()));
+        let kept = of_spec(&given.into());
+        let keys: Vec<&String> = kept.keys().collect();
+        assert_eq!(keys, ["com.example.team", "swarming"]);
+    }
 
     #[test]
     fn exits_round_trip() {

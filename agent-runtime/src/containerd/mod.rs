@@ -153,11 +153,8 @@ impl ContainerdExecutor {
         node.client.version(PROBE_MAX).await?;
         node.client.ensure_namespace().await?;
         lease::delete_all(&node.client).await?;
-        let containers = node.containers.list().await?;
-        let labels = containers
-            .into_iter()
-            .map(|container| (container.id, container.labels));
-        node.network.restore(labels).await?;
+        node.files.close_to_others()?;
+        node.network.restore(node.held().await?).await?;
         let (sender, returns) = watch::channel(0);
         let mut monitor = JoinSet::new();
         monitor.spawn(client::monitor(node.client.clone(), sender));

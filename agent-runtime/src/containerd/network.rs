@@ -41,6 +41,17 @@ pub(super) struct NodeNetwork {
 struct State {
     addresses: BTreeMap<String, Ipv4Addr>,
     published: BTreeMap<String, PortMap>,
+    /// The rules could not be written: the kernel's are older than this.
+    stale: bool,
+}
+
+/// A container as an earlier swarmd left it.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub id: String,
+    pub labels: BTreeMap<String, String>,
+    /// Its process runs, as far as containerd can tell.
+    pub runs: bool,
 }
 
 /// Published ports of one task, as their label has them: `tcp/8080/80,udp/53/53`.
@@ -90,28 +101,28 @@ impl NodeNetwork {
     }
 
     /// Takes over what the containers' labels record. Call once, before anything else.
-    pub(super) async fn restore(
-        &self,
-        containers: impl Iterator<Item = (String, BTreeMap<String, String>)>,
-    ) -> Result<(), Error> {
-        {
-            let mut state = self.lock();
-            for (id, labels) in containers {
-                let address = labels
-                    .get(label::ADDRESS)
-                    .and_then(|text| text.parse().ok());
-                let Some(address) = address else { continue };
-                state.addresses.insert(id.clone(), address);
-                let ports = PortMap::of_labels(&labels);
-                if !ports.0.is_empty() && !labels.contains_key(label::EXIT_CODE) {
-                    state.published.insert(id, ports);
-                }
-            }
-            if state.addresses.is_empty() {
-                return Ok(());
-            }
+    pub(super) async fn restore(&self, containers: Vec<Held>) -> Result<(), Error> {
+        if !self.take_over(containers) {
+            return Ok(());
         }
         self.write().await
+    }
+
+    /// True if any container is on the bridge. Ports are those of running containers only: what
+    /// vanished with its host's restart must not keep its replacement from them.
+    fn take_over(&self, containers: Vec<Held>) -> bool {
+        let mut state = self.lock();
+        for container in containers {
+            let Some(address) = label::address(&container.labels) else {
+                continue;
+            };
+            state.addresses.insert(container.id.clone(), address);
+            let ports = PortMap::of_labels(&container.labels);
+            if container.runs && !ports.0.is_empty() {
+                state.published.insert(container.id, ports);
+            }
+        }
+        !state.addresses.is_empty()
     }
 
     /// Gives the task an address on the bridge, which it keeps until it is released.
@@ -136,7 +147,7 @@ impl NodeNetwork {
         Ok(address)
     }
 
-    /// Connects the (created) container to the bridge.
+    /// Connects the (created) container to the bridge; anew, if it was connected.
     pub(super) async fn attach(
         &self,
         task_id: &str,
@@ -205,8 +216,12 @@ impl NodeNetwork {
 
     /// Takes the task's ports back; connections that exist go on.
     pub(super) async fn unpublish(&self, task_id: &str) -> Result<(), Error> {
-        if self.lock().published.remove(task_id).is_none() {
-            return Ok(());
+        {
+            let mut state = self.lock();
+            // Ports that could not be taken back the last time are still to be.
+            if state.published.remove(task_id).is_none() && !state.stale {
+                return Ok(());
+            }
         }
         self.write().await
     }
@@ -254,6 +269,12 @@ impl NodeNetwork {
 
     async fn write(&self) -> Result<(), Error> {
         let _writing = self.writing.lock().await;
+        let written = self.write_table().await;
+        self.lock().stale = written.is_err();
+        written
+    }
+
+    async fn write_table(&self) -> Result<(), Error> {
         let network = self.ensure_bridge().await?;
         let script = {
             let state = self.lock();
@@ -422,6 +443,28 @@ mod tests {
         let ports = map.ports(&pb::Task::default());
         assert_eq!((ports[1].published_port, ports[1].target_port), (5353, 53));
         assert!(PortMap::of_labels(&BTreeMap::new()).0.is_empty());
+    }
+
+    #[test]
+    fn only_running_containers_keep_their_ports() {
+        let held = |id: &str, address: &str, runs| Held {
+            id: id.to_owned(),
+            labels: BTreeMap::from([
+                (label::ADDRESS.to_owned(), address.to_owned()),
+                (label::PORTS.to_owned(), "tcp/8080/80".to_owned()),
+            ]),
+            runs,
+        };
+        let network = NodeNetwork::new("test", PathBuf::from("/proc/self/ns/net"));
+        assert!(!network.take_over(Vec::new()));
+        let containers = vec![
+            held("vanished", "172.30.0.2", false),
+            held("replacement", "172.30.0.3", true),
+        ];
+        assert!(network.take_over(containers));
+        let state = network.lock();
+        assert_eq!(state.addresses.len(), 2, "an address is kept until removal");
+        assert_eq!(state.published.keys().collect::<Vec<_>>(), ["replacement"]);
     }
 
     #[test]

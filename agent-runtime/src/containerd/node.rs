@@ -1,16 +1,19 @@
 //! What all tasks of one node share: the parts of this backend, wired up; and the end of a
 //! container, which needs no controller.
 
+use std::sync::Arc;
 use std::time::Duration;
+
+use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::ContainerdConfig;
 use super::cgroup::{self, Left};
 use super::client::{Client, Failure};
-use super::container::{Containers, Process, Target};
+use super::container::{Container, Containers, Process, Target};
 use super::files::{Files, OUTPUT_MAX};
 use super::image::Images;
 use super::label;
-use super::network::NodeNetwork;
+use super::network::{Held, NodeNetwork};
 use super::registry::RegistryRules;
 use super::snapshot::Snapshots;
 use super::spec;
@@ -25,6 +28,8 @@ const KILL_MAX: Duration = Duration::from_secs(30);
 /// A killed process gives its cgroup up within milliseconds: five seconds in all.
 const CGROUP_TRIES: u32 = 250;
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
+/// Containers asked at the same time how they are.
+const ASKED_AT_ONCE: usize = 32;
 /// A container that writes 100 MB/s is 1.5 GB over the limit by then.
 const OUTPUT_LOOK: Duration = Duration::from_secs(15);
 
@@ -37,8 +42,8 @@ pub(super) struct Node {
     pub images: Images,
     pub files: Files,
     pub network: NodeNetwork,
-    /// Held while a new volume is filled.
-    pub filling: tokio::sync::Mutex<()>,
+    /// Held while new volumes are filled, by whoever fills them.
+    pub filling: Arc<tokio::sync::Mutex<()>>,
     /// How many containers runc may make at the same time.
     pub making: tokio::sync::Semaphore,
 }
@@ -64,13 +69,47 @@ impl Node {
             files: Files::new(config.state_dir.clone()),
             network: NodeNetwork::new(&config.namespace, config.node_netns()),
             client,
-            filling: tokio::sync::Mutex::default(),
+            filling: Arc::default(),
             making: tokio::sync::Semaphore::new(making()),
         })
     }
 }
 
 impl Node {
+    /// The containers that an earlier swarmd left.
+    pub(super) async fn held(&self) -> Result<Vec<Held>, Error> {
+        let containers = self.containers.list().await?;
+        let ask = |container: Container| async move {
+            // Only who has published ports need say whether it runs.
+            let runs = container.labels.contains_key(label::PORTS)
+                && label::exit(&container.labels).is_none()
+                && self.runs(&container.id).await?;
+            Ok(Held {
+                id: container.id,
+                labels: container.labels,
+                runs,
+            })
+        };
+        let asked: Vec<_> = containers.into_iter().map(ask).collect();
+        futures::stream::iter(asked)
+            .buffer_unordered(ASKED_AT_ONCE)
+            .try_collect()
+            .await
+    }
+
+    async fn runs(&self, id: &str) -> Result<bool, Error> {
+        match self.containers.process(id).await {
+            Ok(Process::Running { .. }) => Ok(true),
+            Ok(Process::Absent | Process::Created { .. } | Process::Stopped { .. }) => Ok(false),
+            Err(failure @ Failure::Away { .. }) => Err(failure.into()),
+            // Its shim is slow, say: ports are not taken from a container that may serve.
+            Err(failure) => {
+                tracing::warn!(task.id = id, ?failure, "taken to be running");
+                Ok(true)
+            }
+        }
+    }
+
     /// The exit that was recorded for a task whose process is gone.
     pub(super) async fn exit_recorded(&self, id: &str) -> Result<Option<Exit>, Error> {
         let container = self.containers.get(id).await?;
@@ -97,9 +136,23 @@ impl Node {
         }
     }
 
+    /// Takes the task's ports back, if that can be done now. What follows matters more than a
+    /// rule that leads nowhere: the next change of a rule, or the removal, takes it away.
+    async fn withdraw(&self, id: &str) {
+        if let Err(error) = self.network.unpublish(id).await {
+            tracing::warn!(task.id = id, %error, "published ports are not taken back yet");
+        }
+    }
+
+    /// Frees what a container held that vanished: ports, and processes containerd lost sight of.
+    pub(super) async fn free(&self, id: &str) -> Result<(), Error> {
+        self.withdraw(id).await;
+        self.clear_cgroup(id).await
+    }
+
     /// Records how a process ended and frees what it held: ports, shim, cgroup.
     pub(super) async fn conclude(&self, id: &str, code: u32) -> Result<Exit, Error> {
-        self.network.unpublish(id).await?;
+        self.withdraw(id).await;
         let oom = code == KILLED && cgroup::oom_kills(self.client.namespace(), id) > 0;
         self.containers.label(id, label::of_exit(code, oom)).await?;
         self.containers.delete_process(id).await?;
@@ -114,16 +167,16 @@ impl Node {
     /// Stops the container of a task as its labels say, killing it after the grace period.
     pub(super) async fn stop(&self, id: &str) -> Result<(), Error> {
         let Some(container) = self.containers.get(id).await? else {
-            return Ok(());
+            return self.free(id).await;
         };
         match self.containers.process(id).await? {
-            Process::Absent => return Ok(()),
+            Process::Absent => return self.free(id).await,
             Process::Stopped { code } => return self.conclude(id, code).await.map(drop),
             // It never ran, so there is nobody to ask.
             Process::Created { .. } => {}
             Process::Running { .. } => {
                 // New connections go elsewhere before the container learns of its end.
-                self.network.unpublish(id).await?;
+                self.withdraw(id).await;
                 let number = |name: &str| {
                     container
                         .labels
