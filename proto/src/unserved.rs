@@ -127,7 +127,13 @@ fn mount(field: &str, mount: &pb::Mount) -> Option<FieldError> {
     match Type::try_from(mount.r#type) {
         Ok(Type::Bind | Type::Tmpfs) => None,
         Ok(Type::Volume) => {
-            let driver = mount.volume_options.as_ref()?.driver_config.as_ref()?;
+            let options = mount.volume_options.as_ref()?;
+            if !options.subpath.is_empty() {
+                let reason = "subpaths are not supported yet; mount the whole volume";
+                let field = format!("{field}.volume_options.subpath");
+                return Some(unserved(&field, reason));
+            }
+            let driver = options.driver_config.as_ref()?;
             let field = format!("{field}.volume_options.driver_config");
             if !VOLUME_DRIVERS.contains(&driver.name.as_str()) {
                 let name = shown(&driver.name);

@@ -10,11 +10,11 @@ use swarm_proto::pb;
 use super::account::{self, Account};
 use super::cgroup;
 use super::container::{NewContainer, Output};
-use super::files::Names;
+use super::files::{self, Names, make_closed};
 use super::image::Image;
 use super::label;
 use super::manifest::RunConfig;
-use super::mounts::{self, Copy, Mounts, VolumeDirs};
+use super::mounts::{self, Mounts, NewVolume, VolumeDirs};
 use super::network::PortMap;
 use super::node::Node;
 use super::registry;
@@ -106,7 +106,7 @@ impl Making {
         };
         files.write(&names)?;
         let mounts = self.mounts(container, run)?;
-        let account = self.look_inside(&root, mounts.copies, run).await?;
+        let account = self.look_inside(&root, mounts.new, run).await?;
         let spec = self.spec(&names, run, &account, mounts.oci)?;
         let mut labels = self.labels(container, run)?;
         if let Some(address) = address {
@@ -193,11 +193,11 @@ impl Making {
         })
     }
 
-    /// Fills new volumes and finds out who the user is, where that needs the image's files.
+    /// Makes new volumes and finds out who the user is, where that needs the image's files.
     async fn look_inside(
         &self,
         root: &[Mount],
-        copies: Vec<Copy>,
+        volumes: Vec<NewVolume>,
         run: &RunConfig,
     ) -> Result<Account, Error> {
         let container = support::container(&self.order.task)?;
@@ -206,22 +206,27 @@ impl Making {
             given => given.to_owned(),
         };
         let groups = container.groups.clone();
-        if copies.is_empty() && !account::needs_files(&user, &groups) {
+        if volumes.is_empty() && !account::needs_files(&user, &groups) {
             return account::resolve(&user, &groups, "", "");
         }
-        // Two tasks that are the first to use a volume must not both fill it.
-        let _filling = self.node.filling.lock().await;
+        // Two tasks that are the first to use a volume must not both fill it. The lock goes with
+        // the work, which goes on when this is given up.
+        let filling = match volumes.as_slice() {
+            [] => None,
+            [..] => {
+                let named = self.node.files.named_volumes();
+                make_closed(&named).map_err(|error| {
+                    files::failure(&format!("volumes in {}", named.display()), &error)
+                })?;
+                Some(Arc::clone(&self.node.filling).lock_owned().await)
+            }
+        };
         let at = self.node.files.of(self.id()).mountpoint;
         rootfs::look(root.to_vec(), at, move |root| {
-            for copy in &copies {
-                if copy.data.exists() {
-                    continue;
-                }
-                root.copy_out(&copy.from, &copy.incoming)?;
-                std::fs::rename(&copy.incoming, &copy.data).map_err(|error| {
-                    Error::Fatal(format!("volume {}: {error}", copy.data.display()))
-                })?;
+            for volume in &volumes {
+                volume.make(|from, to| root.copy_out(from, to))?;
             }
+            drop(filling);
             account::resolve(
                 &user,
                 &groups,
@@ -239,7 +244,7 @@ impl Making {
     ) -> Result<BTreeMap<String, String>, Error> {
         let task = &self.order.task;
         let stop = spec::stop(container, run)?;
-        let mut labels = container.labels.clone();
+        let mut labels = label::of_spec(&container.labels);
         let service = task.service_annotations.clone().unwrap_or_default();
         let limits = task.spec.as_ref().and_then(|spec| spec.resources.as_ref());
         let limit = limits.and_then(|resources| resources.limits.as_ref());

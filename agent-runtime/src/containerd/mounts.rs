@@ -1,6 +1,7 @@
 //! What is mounted into a container: the kernel's file systems, the files swarmd writes, and the
 //! mounts of the spec: bind, volume (named, anonymous, of the image), tmpfs.
 
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Component, Path, PathBuf};
 
 use serde_json::{Value, json};
@@ -8,6 +9,7 @@ use swarm_proto::pb;
 use swarm_proto::pb::mount::Type as MountType;
 use swarm_proto::pb::mount::bind_options::Propagation;
 
+use super::files::failure;
 use super::template::Templates;
 use crate::error::Error;
 
@@ -15,6 +17,8 @@ use crate::error::Error;
 const SHM_BYTES: u64 = 64 << 20;
 /// Docker's rule for volume names, and a file name's limit.
 const VOLUME_NAME_MAX: usize = 255;
+/// Mode of a volume's directory, until the image says another one.
+const VOLUME_MODE: u32 = 0o755;
 
 /// Where volumes are kept.
 #[derive(Debug)]
@@ -30,20 +34,45 @@ pub(super) struct VolumeDirs<'a> {
 pub(super) struct Mounts {
     /// OCI mounts, in order.
     pub oci: Vec<Value>,
-    /// New volumes that get what the image has at their target.
-    pub copies: Vec<Copy>,
+    /// Volumes that were not there when they were looked for.
+    pub new: Vec<NewVolume>,
 }
 
-/// Image content for a new volume. It is put in beside the volume and then renamed, so that a
-/// volume that exists is a whole one.
+/// A volume to be made. Its content is put in beside it and then renamed, so that a volume that
+/// exists is a whole one.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Copy {
-    /// Path in the image.
-    pub from: String,
-    /// Directory for the content; it exists and is empty.
-    pub incoming: PathBuf,
-    /// The volume's name once the content is in.
+pub(super) struct NewVolume {
+    /// Path in the image whose content the volume gets; none begins empty.
+    pub from: Option<String>,
+    /// The volume's directory.
     pub data: PathBuf,
+}
+
+impl NewVolume {
+    /// Makes the volume, unless somebody else has by now. Only one may do so at a time.
+    pub(super) fn make(
+        &self,
+        fill: impl FnOnce(&str, &Path) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        if self.data.exists() {
+            return Ok(());
+        }
+        let failed =
+            |error: std::io::Error| failure(&format!("volume {}", self.data.display()), &error);
+        let incoming = self.data.with_file_name("incoming");
+        // Somebody else's who did not finish.
+        if incoming.exists() {
+            std::fs::remove_dir_all(&incoming).map_err(failed)?;
+        }
+        std::fs::create_dir_all(&incoming).map_err(failed)?;
+        // Whoever the container runs as may look into it, whatever the umask of swarmd.
+        let mode = std::fs::Permissions::from_mode(VOLUME_MODE);
+        std::fs::set_permissions(&incoming, mode).map_err(failed)?;
+        if let Some(from) = &self.from {
+            fill(from, &incoming)?;
+        }
+        std::fs::rename(&incoming, &self.data).map_err(failed)
+    }
 }
 
 /// What the kernel offers: `/proc`, `/dev`, `/sys` and what is below.
@@ -90,7 +119,7 @@ pub(super) fn file(source: &Path, target: &str) -> Value {
         "options": ["rbind", "rprivate"] })
 }
 
-/// Plans the mounts of the spec and of the image, making directories of volumes as needed.
+/// Plans the mounts of the spec and of the image. Volumes that are not there are named, not made.
 pub(super) fn plan(
     container: &pb::ContainerSpec,
     image_volumes: &[&str],
@@ -232,23 +261,15 @@ fn volume(request: &Request<'_>, dirs: &VolumeDirs<'_>, mounts: &mut Mounts) -> 
         check_volume_name(request)?;
         dirs.named.join(&request.source).join("data")
     };
-    let failed =
-        |error: std::io::Error| request.refuse(&format!("volume {}: {error}", data.display()));
-    let mut source = data.clone();
     if !options.subpath.is_empty() {
-        source = inside(&data, &options.subpath)
-            .ok_or_else(|| request.refuse("the subpath is not a directory inside the volume"))?;
-    } else if options.nocopy {
-        std::fs::create_dir_all(&data).map_err(failed)?;
-    } else if !data.exists() {
-        let incoming = data.with_file_name("incoming");
-        if incoming.exists() {
-            std::fs::remove_dir_all(&incoming).map_err(failed)?;
-        }
-        std::fs::create_dir_all(&incoming).map_err(failed)?;
-        mounts.copies.push(Copy {
-            from: request.target.clone(),
-            incoming,
+        // Containers that share the volume could put a symlink there between check and mount.
+        return Err(request
+            .refuse("subpaths of volumes are not supported on this node; mount the whole volume"));
+    }
+    let source = data.clone();
+    if !data.exists() {
+        mounts.new.push(NewVolume {
+            from: (!options.nocopy).then(|| request.target.clone()),
             data,
         });
     }
@@ -275,13 +296,6 @@ fn check_volume_name(request: &Request<'_>) -> Result<(), Error> {
     Err(request.refuse(&format!(
         "volume name {name:?}: use letters, digits, _ . - (or a bind mount for a path)"
     )))
-}
-
-/// A directory below another one, also after symlinks.
-fn inside(root: &Path, sub: &str) -> Option<PathBuf> {
-    let root = root.canonicalize().ok()?;
-    let path = root.join(sub.trim_start_matches('/')).canonicalize().ok()?;
-    (path.starts_with(&root) && path.is_dir()).then_some(path)
 }
 
 fn tmpfs(request: &Request<'_>) -> Result<Value, Error> {
@@ -370,19 +384,49 @@ mod tests {
         ];
         let first = planned(wanted.clone(), &["/data", "/image"], dir.path()).unwrap();
         assert_eq!(first.oci.len(), 3);
-        assert_eq!(first.copies.len(), 3);
-        for copy in first.copies {
-            std::fs::rename(copy.incoming, copy.data).unwrap();
+        assert_eq!(first.new.len(), 3);
+        assert!(
+            !dir.path().join("volumes").exists(),
+            "a plan makes nothing: others may be making the same volume"
+        );
+        // A try that did not finish left this.
+        let left = dir.path().join("volumes/data-t1/incoming/half");
+        std::fs::create_dir_all(left).unwrap();
+        for volume in &first.new {
+            let filled = volume.make(|from, at| {
+                std::fs::write(at.join("from"), from).unwrap();
+                Ok(())
+            });
+            filled.unwrap();
         }
-        assert!(dir.path().join("volumes/data-t1/data").is_dir());
+        let data = dir.path().join("volumes/data-t1/data");
+        assert_eq!(std::fs::read_dir(&data).unwrap().count(), 1);
+        assert_eq!(std::fs::read_to_string(data.join("from")).unwrap(), "/data");
+        // Who planned it at the same time comes too late, and touches nothing.
+        let late = first.new[0].make(|_, _| panic!("a volume is filled once"));
+        late.unwrap();
         assert_eq!(first.oci.last().unwrap()["destination"], "/anon/below");
         let again = planned(wanted, &["/data"], dir.path()).unwrap();
-        assert!(again.copies.is_empty());
+        assert!(again.new.is_empty());
+    }
+
+    #[test]
+    fn a_volume_without_copy_begins_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut empty = mount(MountType::Volume, "empty", "/data");
+        empty.volume_options.get_or_insert_default().nocopy = true;
+        let planned = planned(vec![empty], &[], dir.path()).unwrap();
+        assert_eq!(planned.new[0].from, None);
+        let made = planned.new[0].make(|_, _| panic!("nothing is copied"));
+        made.unwrap();
+        assert!(dir.path().join("volumes/empty/data").is_dir());
     }
 
     #[test]
     fn refuses_what_leads_astray() {
         let dir = tempfile::tempdir().unwrap();
+        let mut below = mount(MountType::Volume, "data", "/x");
+        below.volume_options.get_or_insert_default().subpath = "a".to_owned();
         for (bad, reason) in [
             (
                 mount(MountType::Bind, "relative", "/x"),
@@ -396,6 +440,7 @@ mod tests {
             (mount(MountType::Bind, "/", "/a/../etc"), "without .."),
             (mount(MountType::Volume, "../up", "/x"), "volume name"),
             (mount(MountType::Npipe, "a", "/x"), "npipe mounts"),
+            (below, "subpaths of volumes are not supported"),
         ] {
             let error = planned(vec![bad], &[], dir.path()).unwrap_err();
             assert!(error.contains(reason), "{error}");

@@ -264,6 +264,11 @@ mod tests {
             |spec| mount(spec, MountType::Volume, "a b", "/x"),
             |spec| mount(spec, MountType::Npipe, "a", "/x"),
             |spec| mount(spec, MountType::Cluster, "a", "/x"),
+            |spec| {
+                mount(spec, MountType::Volume, "a", "/x");
+                let options = spec.mounts[0].volume_options.get_or_insert_default();
+                options.subpath = "b".to_owned();
+            },
             |spec| driver(spec, "nfs", &[]),
             |spec| driver(spec, "local", &["device"]),
         ];
