@@ -2,21 +2,20 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::process::Command;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_runtime::Error;
 use agent_runtime::executor::{Exit, Observed, TaskOrder};
 use swarm_proto::pb;
 use swarm_proto::pb::mount::Type as MountType;
 
-use crate::lab::{self, Lab, Node};
+use crate::lab::{Lab, Node};
 use crate::suite::{Program, Subject as _, running};
 
 pub(crate) async fn run(lab: &Lab) {
-    costs_little_more_than_ctr(lab).await;
+    makes_many_at_once(lab).await;
     pulls_each_layer_once(lab).await;
+    pulls_two_names_of_one_image_at_once(lab).await;
     pulls_every_kind(lab).await;
     names_what_is_wrong_with_an_image(lab).await;
     uses_the_image_present(lab).await;
@@ -25,15 +24,12 @@ pub(crate) async fn run(lab: &Lab) {
     is_confined(lab).await;
     limits_hold(lab).await;
     mounts_work(lab).await;
-    survives_a_containerd_restart(lab).await;
-    redoes_what_is_half_made(lab).await;
-    leaves_nothing_of_a_given_up_prepare(lab).await;
-    sees_what_is_killed_behind_it(lab).await;
+    volumes_are_filled_once(lab).await;
+    many_layers_are_looked_into(lab).await;
 }
 
-/// Thirty containers at once, beside thirty with `ctr`. Figures are printed; the bound is wide,
-/// because other work may run on the machine.
-async fn costs_little_more_than_ctr(lab: &Lab) {
+/// Thirty containers at once. How long they take, beside thirty with `ctr`, is printed.
+async fn makes_many_at_once(lab: &Lab) {
     const COUNT: usize = 30;
     let node = lab.subject("pull");
     let executor = node.executor().await;
@@ -62,7 +58,6 @@ async fn costs_little_more_than_ctr(lab: &Lab) {
     }
     drop(tasks);
     executor.purge().await.unwrap();
-    assert!(ours < raw * 4, "{ours:?} against {raw:?}");
 }
 
 /// Runs to the end and returns the exit and what was written to standard output.
@@ -76,7 +71,7 @@ pub(crate) async fn finish(node: &Node, order: TaskOrder) -> (Exit, String) {
     (exit, text)
 }
 
-fn container(order: &mut TaskOrder) -> &mut pb::ContainerSpec {
+pub(crate) fn container(order: &mut TaskOrder) -> &mut pb::ContainerSpec {
     let spec = Arc::make_mut(&mut order.task).spec.as_mut().unwrap();
     let Some(pb::task_spec::Runtime::Container(container)) = spec.runtime.as_mut() else {
         panic!()
@@ -122,6 +117,24 @@ async fn pulls_each_layer_once(lab: &Lab) {
         "one layer and one config"
     );
     for mut task in tasks {
+        assert_eq!(task.wait().await.unwrap().code, 7);
+        task.remove().await.unwrap();
+    }
+    executor.purge().await.unwrap();
+}
+
+/// Tags of one image have config and manifest in common, and containerd takes one writer of each.
+async fn pulls_two_names_of_one_image_at_once(lab: &Lab) {
+    let node = lab.subject("pull");
+    let executor = node.executor().await;
+    let tags = lab.push_twins(8).await;
+    let lives = tags.iter().enumerate().map(|(number, image)| {
+        running(
+            &executor,
+            with_image(&node, &format!("twin-{number}"), image),
+        )
+    });
+    for mut task in futures::future::join_all(lives).await {
         assert_eq!(task.wait().await.unwrap().code, 7);
         task.remove().await.unwrap();
     }
@@ -332,7 +345,8 @@ async fn is_confined(lab: &Lab) {
         "{text}"
     );
     assert!(has("1"), "it is process 1 of its own: {text}");
-    let mut order = node.sh("freer", "grep -E '^(CapEff|NoNewPrivs):' /proc/self/status");
+    let script = "grep -E '^(CapEff|NoNewPrivs):' /proc/self/status; cat /proc/self/oom_score_adj";
+    let mut order = node.sh("freer", script);
     let spec = container(&mut order);
     spec.capability_drop = vec!["ALL".to_owned()];
     spec.capability_add = vec!["NET_ADMIN".to_owned()];
@@ -341,7 +355,8 @@ async fn is_confined(lab: &Lab) {
         ..Default::default()
     });
     let (_, text) = finish(&node, order).await;
-    assert_eq!(text, "CapEff:\t0000000000001000\nNoNewPrivs:\t1\n");
+    // The test's containerd has a score of its own, as Debian's has.
+    assert_eq!(text, "CapEff:\t0000000000001000\nNoNewPrivs:\t1\n0\n");
     node.executor().await.purge().await.unwrap();
 }
 
@@ -448,136 +463,38 @@ async fn mounts_work(lab: &Lab) {
     node.executor().await.purge().await.unwrap();
 }
 
-async fn survives_a_containerd_restart(lab: &Lab) {
-    let node = lab.subject("restart");
+/// Ten tasks at once are the first to use a volume: each finds all of its content.
+async fn volumes_are_filled_once(lab: &Lab) {
+    let node = lab.subject("mounts");
     let executor = node.executor().await;
-    let mut lives = running(&executor, node.order("lives", Program::Forever)).await;
-    let mut ends = running(&executor, node.sh("ends", "sleep 1; exit 5")).await;
-    let before = lives.observe().await.unwrap();
-    let waiting = async { (lives.wait().await, ends.wait().await) };
-    let outage = async {
-        // The wait is under way by then.
-        tokio::time::sleep(Duration::from_millis(200)).await;
-        lab.kill_containerd();
-    };
-    let ((first, second), ()) = tokio::join!(waiting, outage);
-    assert!(matches!(first, Err(Error::Unavailable { .. })), "{first:?}");
-    assert!(
-        matches!(second, Err(Error::Unavailable { .. })),
-        "{second:?}"
-    );
-    eprintln!("as told: {}", first.unwrap_err());
-    for result in [
-        lives.prepare().await.map(drop),
-        lives.start().await,
-        lives.shutdown().await,
-    ] {
-        assert!(
-            matches!(result, Err(Error::Unavailable { .. })),
-            "{result:?}"
+    let lives = (0..10).map(|number| {
+        let mut order = node.sh(
+            &format!("filled-{number}"),
+            "cat /data/deep/file; stat -c %u:%g /data/deep",
         );
-    }
-    assert!(matches!(
-        executor.held().await,
-        Err(Error::Unavailable { .. })
-    ));
-    tokio::time::sleep(Duration::from_millis(1200)).await;
-    let back = async {
-        lab.start_containerd();
-    };
-    let (healthy, ()) = tokio::join!(executor.healthy(), back);
-    healthy.unwrap();
-    assert_eq!(
-        lives.observe().await.unwrap(),
-        before,
-        "the same container goes on"
-    );
-    node.await_handlers("lives");
-    assert_eq!(
-        ends.wait().await.unwrap().code,
-        5,
-        "an end while containerd was away is seen"
-    );
-    lives.shutdown().await.unwrap();
-    assert_eq!(lives.wait().await.unwrap().code, 0);
-    executor.purge().await.unwrap();
-}
-
-async fn redoes_what_is_half_made(lab: &Lab) {
-    let node = lab.subject("crash");
-    let executor = node.executor().await;
-    let order = || node.order("half", Program::Exit(4));
-    let mut task = executor.controller(order()).await.unwrap();
-    task.prepare().await.unwrap();
-    // As if swarmd had ended between the container and its process.
-    lab.ctr(&node, &["task", "rm", "--force", "half"]);
-    let mut task = executor.controller(order()).await.unwrap();
-    assert_eq!(task.observe().await.unwrap(), Observed::Absent);
-    assert_eq!(executor.held().await.unwrap(), ["half"]);
-    task.prepare().await.unwrap();
-    // As if it had ended before the container, with the root file system made.
-    lab.ctr(&node, &["task", "rm", "--force", "half"]);
-    lab.ctr(&node, &["container", "rm", "--keep-snapshot", "half"]);
-    assert_eq!(executor.held().await.unwrap(), ["half"]);
-    let mut task = running(&executor, order()).await;
-    assert_eq!(task.wait().await.unwrap().code, 4);
-    task.remove().await.unwrap();
-    assert!(executor.held().await.unwrap().is_empty());
-    executor.purge().await.unwrap();
-}
-
-/// The agent gives a prepare up when the task is not wanted any more: at any moment of it.
-async fn leaves_nothing_of_a_given_up_prepare(lab: &Lab) {
-    let node = lab.subject("crash");
-    let executor = node.executor().await;
-    finish(&node, node.sh("first", "true")).await;
-    for moment in 0..20 {
-        let id = format!("given-up-{moment}");
-        let mut task = executor
-            .controller(node.order(&id, Program::Forever))
-            .await
-            .unwrap();
-        let patience = Duration::from_millis(5 * moment);
-        let _ = tokio::time::timeout(patience, task.prepare()).await;
-        task.shutdown().await.unwrap();
+        container(&mut order).mounts = vec![mount(MountType::Volume, "common", "/data")];
+        running(&executor, order)
+    });
+    let tasks = futures::future::join_all(lives).await;
+    for (number, mut task) in tasks.into_iter().enumerate() {
+        assert_eq!(task.wait().await.unwrap().code, 0);
+        let text = node.stdout(&format!("filled-{number}"));
+        assert_eq!(text, "from the image33:34\n");
         task.remove().await.unwrap();
     }
-    assert!(executor.held().await.unwrap().is_empty());
-    let tasks = lab.ctr(&node, &["task", "ls", "-q"]);
-    assert_eq!(tasks, "", "containerd has processes of nobody");
+    let volume = fs::read_dir(node.config.state_dir.join("volumes/common")).unwrap();
+    assert_eq!(volume.count(), 1, "nothing but the content is left");
     executor.purge().await.unwrap();
 }
 
-async fn sees_what_is_killed_behind_it(lab: &Lab) {
-    let node = lab.subject("crash");
-    let executor = node.executor().await;
-    let mut task = running(&executor, node.order("killed", Program::Forever)).await;
-    let Observed::Running(handle) = task.observe().await.unwrap() else {
-        panic!("not running")
-    };
-    lab::run(Command::new("kill").args(["-9", &handle.pid.to_string()]));
-    let exit = task.wait().await.unwrap();
-    assert_eq!((exit.code, exit.oom), (137, false));
-    task.remove().await.unwrap();
-    // A shim that is killed takes container and exit with it; the task must not hang.
-    let mut task = running(&executor, node.order("no-shim", Program::Forever)).await;
-    let shims = lab::processes().into_iter().filter(|(_, command)| {
-        command.contains("containerd-shim") && command.contains("-id no-shim ")
-    });
-    let shims: Vec<i32> = shims.map(|(pid, _)| pid).collect();
-    assert_eq!(shims.len(), 1);
-    lab::run(Command::new("kill").args(["-9", &shims[0].to_string()]));
-    match tokio::time::timeout(Duration::from_secs(60), task.wait())
-        .await
-        .unwrap()
-    {
-        Ok(exit) => assert_ne!(exit.code, 0),
-        Err(error) => {
-            eprintln!("as told: {error}");
-            assert!(matches!(error, Error::Fatal(_)), "{error}");
-        }
-    }
-    task.shutdown().await.unwrap();
-    task.remove().await.unwrap();
-    executor.purge().await.unwrap();
+/// With whole paths their lower directories are more than mount(2) takes.
+async fn many_layers_are_looked_into(lab: &Lab) {
+    let node = lab.subject("mounts");
+    let mut order = node.sh("layered", "id -u; cat /layer-0 /layer-79");
+    let spec = container(&mut order);
+    spec.image = lab.push_layered(80).await;
+    spec.user = "web".to_owned();
+    let (exit, text) = finish(&node, order).await;
+    assert_eq!((exit.code, text.as_str()), (0, "33\n0\n79\n"));
+    node.executor().await.purge().await.unwrap();
 }

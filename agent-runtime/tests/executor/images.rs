@@ -140,6 +140,35 @@ impl Images {
             .await;
     }
 
+    /// One image with a layer of its own, under several tags.
+    pub(crate) async fn push_twins(&self, dir: &Path, count: usize) -> Vec<String> {
+        let only = dir.join("layer1");
+        fs::write(only.join("twins"), "only here").unwrap();
+        let layer = [layer(&only, false)];
+        let here = agent_runtime::host::architecture();
+        let names: Vec<String> = (0..count).map(|tag| format!("twins:{tag}")).collect();
+        let mut digests = Vec::new();
+        for name in &names {
+            digests.push(self.image(name, OCI, here, &layer).await.digest);
+        }
+        digests.dedup();
+        assert_eq!(digests.len(), 1, "the tags name one image");
+        names
+    }
+
+    /// The layers of `test:1` and so many small ones.
+    pub(crate) async fn push_layered(&self, dir: &Path, count: usize) {
+        let mut layers = self.layers.clone();
+        for number in 0..count {
+            let one = dir.join("layered").join(number.to_string());
+            fs::create_dir_all(&one).unwrap();
+            fs::write(one.join(format!("layer-{number}")), format!("{number}\n")).unwrap();
+            layers.push(layer(&one, false));
+        }
+        let here = agent_runtime::host::architecture();
+        self.image("layered:1", OCI, here, &layers).await;
+    }
+
     fn reference(&self, name: &str) -> Reference {
         format!("{}/{name}", self.registry).parse().unwrap()
     }
@@ -172,10 +201,12 @@ impl Images {
             };
             descriptors.push(self.blob(name, &kind, layer.data.clone()).await);
         }
+        // Tags of one repository that are made of the same are the same image.
+        let repository = name.split(':').next().unwrap_or(name);
         let diff_ids: Vec<&str> = layers.iter().map(|layer| layer.diff_id.as_str()).collect();
         let config = json!({ "architecture": architecture, "os": "linux",
             "config": { "Env": ["FROM=image"], "WorkingDir": "/tmp", "Cmd": ["sh"] },
-            "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": [{ "comment": name }] });
+            "rootfs": { "type": "layers", "diff_ids": diff_ids }, "history": [{ "comment": repository }] });
         let kind = if oci {
             format!("{OCI}.config.v1+json")
         } else {

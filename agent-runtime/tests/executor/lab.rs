@@ -67,6 +67,15 @@ impl Node {
         suite::order(id, &self.image, &["sh", "-c", script], &[])
     }
 
+    /// The links that connect its containers.
+    pub(crate) fn links(&self) -> Vec<String> {
+        let bridge = format!("/sys/class/net/swb{}/brif", tag_of(&self.config.namespace));
+        let ports = fs::read_dir(bridge).unwrap().flatten();
+        ports
+            .map(|port| port.file_name().into_string().unwrap())
+            .collect()
+    }
+
     pub(crate) fn stdout(&self, id: &str) -> String {
         fs::read_to_string(
             self.config
@@ -146,7 +155,7 @@ impl Lab {
     pub(crate) fn start_containerd(&self) {
         let at = |name: &str| self.path(name).display().to_string();
         let config = format!(
-            "version = 2\nroot = \"{}\"\nstate = \"{}\"\n\
+            "version = 2\noom_score = -500\nroot = \"{}\"\nstate = \"{}\"\n\
              disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
              [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n",
             at("root"),
@@ -221,6 +230,18 @@ impl Lab {
     /// An image with a layer that no other image has.
     pub(crate) async fn push_counted(&self) {
         self.images.push_counted(&self.path("images")).await;
+    }
+
+    /// One image that nobody has, under several tags.
+    pub(crate) async fn push_twins(&self, count: usize) -> Vec<String> {
+        let names = self.images.push_twins(&self.path("images"), count).await;
+        names.iter().map(|name| self.image(name)).collect()
+    }
+
+    /// The test image with so many small layers on top, each with a file.
+    pub(crate) async fn push_layered(&self, count: usize) -> String {
+        self.images.push_layered(&self.path("images"), count).await;
+        self.image("layered:1")
     }
 
     pub(crate) fn port(&self) -> u16 {
@@ -378,7 +399,11 @@ fn namespace(node: &str) -> String {
 
 /// What the backend names a node's bridge and rules by.
 fn tag(node: &str) -> String {
-    images::sha256(namespace(node).as_bytes())
+    tag_of(&namespace(node))
+}
+
+fn tag_of(namespace: &str) -> String {
+    images::sha256(namespace.as_bytes())
         .chars()
         .take(10)
         .collect()
@@ -482,6 +507,11 @@ pub(crate) fn processes() -> Vec<(i32, String)> {
             Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
         })
         .collect()
+}
+
+/// True while a process has exactly this command line.
+pub(crate) fn runs(command: &str) -> bool {
+    processes().iter().any(|(_, held)| held.trim() == command)
 }
 
 pub(crate) fn children(parent: i32) -> Vec<i32> {

@@ -14,6 +14,7 @@
 )]
 
 mod containerd;
+mod crashes;
 mod images;
 mod lab;
 mod network;
@@ -67,6 +68,7 @@ async fn containerd_backend() {
     };
     suite::run(&lab.subject("suite")).await;
     containerd::run(&lab).await;
+    crashes::run(&lab).await;
     network::run(&lab).await;
     lab.finish();
 }

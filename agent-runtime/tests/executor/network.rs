@@ -16,6 +16,8 @@ use crate::suite::{Subject as _, running};
 
 pub(crate) async fn run(lab: &Lab) {
     publishes_ports(lab).await;
+    connects_what_was_made_but_not_connected(lab).await;
+    gives_back_the_ports_of_what_vanished(lab).await;
     shares_the_nodes_network(lab).await;
     lives_in_a_network_namespace(lab).await;
 }
@@ -28,6 +30,12 @@ fn port(target: u32, published: u32) -> pb::PortConfig {
         publish_mode: pb::port_config::PublishMode::Host.into(),
         ..Default::default()
     }
+}
+
+/// A port that nothing on this machine has.
+fn free_port() -> u32 {
+    let held = std::net::TcpListener::bind("0.0.0.0:0").unwrap();
+    held.local_addr().unwrap().port().into()
 }
 
 /// A web server that answers with its host name.
@@ -91,7 +99,7 @@ async fn publishes_ports(lab: &Lab) {
     )
     .await;
     let one = published(&mut first).await;
-    let two = one + 1;
+    let two = free_port();
     let mut second = running(
         &executor,
         server(&node, "other-server-name", vec![port(80, two)]),
@@ -140,6 +148,71 @@ async fn publishes_ports(lab: &Lab) {
     assert!(ask(&format!("127.0.0.1:{one}")).is_err());
     assert_eq!(ask(&format!("127.0.0.1:{two}")).unwrap(), "other-server");
     first.remove().await.unwrap();
+    executor.purge().await.unwrap();
+}
+
+/// swarmd ended after a container's process was made, and before its links were.
+async fn connects_what_was_made_but_not_connected(lab: &Lab) {
+    let node = lab.subject("ports");
+    let order = || server(&node, "unconnected", vec![port(80, 0)]);
+    let mut task = node.executor().await.controller(order()).await.unwrap();
+    task.prepare().await.unwrap();
+    drop(task);
+    for link in node.links() {
+        lab::run(Command::new("ip").args(["link", "del", &link]));
+    }
+    let executor = node.executor().await;
+    let mut task = running(&executor, order()).await;
+    let at = format!("127.0.0.1:{}", published(&mut task).await);
+    lab::until("it answers", || {
+        ask(&at).is_ok_and(|name| name == "unconnected")
+    });
+    // Again with everything in place, as when only the record of READY is missing.
+    let order = || server(&node, "connected", vec![port(80, 0)]);
+    let mut task = executor.controller(order()).await.unwrap();
+    task.prepare().await.unwrap();
+    let mut task = running(&executor, order()).await;
+    let at = format!("127.0.0.1:{}", published(&mut task).await);
+    lab::until("it answers", || {
+        ask(&at).is_ok_and(|name| name == "connected")
+    });
+    executor.purge().await.unwrap();
+}
+
+/// Removed behind swarmd's back, or lost with a restart of the host: the port is free again.
+async fn gives_back_the_ports_of_what_vanished(lab: &Lab) {
+    let node = lab.subject("ports");
+    let one = free_port();
+    let executor = node.executor().await;
+    let vanishes = |id: &str| lab.ctr(&node, &["task", "rm", "--force", id]);
+    let mut first = running(&executor, server(&node, "first", vec![port(80, one)])).await;
+    vanishes("first");
+    assert_eq!(first.observe().await.unwrap(), Observed::Absent);
+    let second = running(&executor, server(&node, "second", vec![port(80, one)])).await;
+    vanishes("second");
+    // To this one it is news from the start.
+    drop((first, second, executor));
+    let executor = node.executor().await;
+    let mut third = running(&executor, server(&node, "third", vec![port(80, one)])).await;
+    lab::until("third answers", || {
+        ask(&format!("127.0.0.1:{one}")).is_ok_and(|name| name == "third")
+    });
+    vanishes("third");
+    third.shutdown().await.unwrap();
+    let fourth = running(&executor, server(&node, "fourth", vec![port(80, one)])).await;
+    lab::until("fourth answers", || {
+        ask(&format!("127.0.0.1:{one}")).is_ok_and(|name| name == "fourth")
+    });
+    third.remove().await.unwrap();
+    for id in ["first", "second"] {
+        executor.discard(id).await.unwrap();
+    }
+    assert_eq!(
+        ask(&format!("127.0.0.1:{one}")).unwrap(),
+        "fourth",
+        "who is gone takes no port from who is there"
+    );
+    drop(fourth);
     executor.purge().await.unwrap();
 }
 
