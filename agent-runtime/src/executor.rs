@@ -79,7 +79,8 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Removes everything the runtime holds for this task. Ok if there is nothing.
     async fn remove(&mut self) -> Result<(), Error>;
 
-    /// The container as it is now, also right after adoption.
+    /// The container as it is now, also right after adoption. Of one that vanished, what it still
+    /// holds on this host (ports, processes) is freed.
     async fn observe(&mut self) -> Result<Observed, Error>;
 }
 

@@ -3,13 +3,14 @@
 use std::fs;
 use std::net::UdpSocket;
 use std::sync::Arc;
+use std::time::Duration;
 
 use agent_runtime::Error;
 use agent_runtime::executor::{Exit, Observed, TaskOrder};
 use swarm_proto::pb;
 use swarm_proto::pb::mount::Type as MountType;
 
-use crate::lab::{Lab, Node};
+use crate::lab::{self, Lab, Node};
 use crate::suite::{Program, Subject as _, running};
 
 pub(crate) async fn run(lab: &Lab) {
@@ -26,6 +27,7 @@ pub(crate) async fn run(lab: &Lab) {
     mounts_work(lab).await;
     volumes_are_filled_once(lab).await;
     many_layers_are_looked_into(lab).await;
+    a_pull_that_is_given_up_keeps_nothing(lab).await;
 }
 
 /// Thirty containers at once. How long they take, beside thirty with `ctr`, is printed.
@@ -497,4 +499,27 @@ async fn many_layers_are_looked_into(lab: &Lab) {
     let (exit, text) = finish(&node, order).await;
     assert_eq!((exit.code, text.as_str()), (0, "33\n0\n79\n"));
     node.executor().await.purge().await.unwrap();
+}
+
+/// What it fetched is nobody's: without its lease, containerd collects it.
+async fn a_pull_that_is_given_up_keeps_nothing(lab: &Lab) {
+    let node = lab.subject("pull");
+    let executor = node.executor().await;
+    let leases = || lab.ctr(&node, &["leases", "ls", "-q"]);
+    // The image of many layers: it takes a while to unpack.
+    let order = with_image(&node, "given-up", &lab.image("layered:1"));
+    let mut task = executor.controller(order).await.unwrap();
+    {
+        let mut prepare = std::pin::pin!(task.prepare());
+        while leases().is_empty() {
+            tokio::select! {
+                biased;
+                result = &mut prepare => panic!("it was not given up in time: {result:?}"),
+                () = tokio::time::sleep(Duration::from_millis(5)) => {}
+            }
+        }
+    }
+    lab::until("the lease is gone", || leases().is_empty());
+    drop(task);
+    executor.purge().await.unwrap();
 }

@@ -10,7 +10,7 @@ use std::time::Duration;
 use agent_runtime::executor::{Controller, Observed, TaskOrder};
 use swarm_proto::pb;
 
-use crate::containerd::finish;
+use crate::containerd::{container, finish};
 use crate::lab::{self, Lab, Node};
 use crate::suite::{Subject as _, running};
 
@@ -18,6 +18,7 @@ pub(crate) async fn run(lab: &Lab) {
     publishes_ports(lab).await;
     connects_what_was_made_but_not_connected(lab).await;
     gives_back_the_ports_of_what_vanished(lab).await;
+    keeps_the_nodes_loopback_to_itself(lab).await;
     shares_the_nodes_network(lab).await;
     lives_in_a_network_namespace(lab).await;
 }
@@ -214,6 +215,30 @@ async fn gives_back_the_ports_of_what_vanished(lab: &Lab) {
     );
     drop(fourth);
     executor.purge().await.unwrap();
+}
+
+/// The node's bridge routes loopback addresses, so a container that may set routes sends to them.
+async fn keeps_the_nodes_loopback_to_itself(lab: &Lab) {
+    let node = lab.subject("ports");
+    let local = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let at = local.local_addr().unwrap().port();
+    let script = format!(
+        "set -- $(ip route | grep default); ip addr flush dev lo; ip route add 127.0.0.1/32 via $3 && \
+         echo routed; nc -w 2 127.0.0.1 {at} < /dev/null && echo in || echo out"
+    );
+    let mut order = node.sh("intruder", &script);
+    let spec = container(&mut order);
+    spec.capability_add = vec!["NET_ADMIN".to_owned()];
+    let routes = "net.ipv4.conf.all.route_localnet".to_owned();
+    spec.sysctls.insert(routes, "1".to_owned());
+    let spec = Arc::make_mut(&mut order.task).spec.as_mut().unwrap();
+    spec.networks = vec![pb::NetworkAttachmentConfig {
+        target: "bridge".to_owned(),
+        ..Default::default()
+    }];
+    let (_, text) = finish(&node, order).await;
+    assert_eq!(text, "routed\nout\n");
+    node.executor().await.purge().await.unwrap();
 }
 
 async fn shares_the_nodes_network(lab: &Lab) {
