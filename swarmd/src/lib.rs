@@ -12,6 +12,7 @@ pub mod clock;
 pub mod config;
 mod daemon;
 mod executors;
+mod host;
 pub mod manager;
 pub mod node;
 pub mod operator;

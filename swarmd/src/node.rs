@@ -10,37 +10,35 @@
 //! Stopping (also by a crash) leaves containers running (promise P8). Leaving is another thing: an
 //! order over the control socket that empties the node.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+mod running;
+
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_runtime::{Executor, NodeFacts};
 use swarm_proto::id::NodeId;
 use swarm_proto::pb::node_spec::Availability;
-use swarm_proto::{own, pb};
 use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
-use crate::agent::{Agent, AgentConfig, AgentStatus, Notices};
+use crate::agent::{Agent, AgentConfig, AgentStatus};
 use crate::ca::{
     ControlSocket, ExpiredCertificate, IdentityDir, JoinRequest, ListenLimits, NodeIdentity,
     Renewer, Role, SecurityConfig, TlsIncoming, join,
 };
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
-use crate::executors;
-use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::raft::{Start, Timing};
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::state_dir::StateDir;
 use crate::worker_api::{self, AskManager};
+use crate::{executors, host};
+use running::{End, Running, heed};
 
-/// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
-const STOP_MAX: Duration = Duration::from_secs(8);
 /// Leave orders that wait while one is carried out.
 const LEAVE_QUEUE: usize = 4;
 
@@ -94,7 +92,19 @@ pub enum NodeError {
 /// # Errors
 /// Why it did not start, or had to stop.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), NodeError> {
-    raise_file_limit();
+    host::raise_file_limit();
+    loop {
+        // What runs is stopped by its own token: the node may go on after it.
+        let end = run_once(config.clone(), cancel.child_token()).await?;
+        match end {
+            End::Role(_) if !cancel.is_cancelled() => {}
+            End::Role(_) | End::Stopped | End::Left => return Ok(()),
+        }
+    }
+}
+
+/// Runs in one role.
+async fn run_once(config: Config, cancel: CancellationToken) -> Result<End, NodeError> {
     let clock = Clock::real();
     let state = StateDir::open(&config.state_dir)?;
     let socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
@@ -150,6 +160,9 @@ async fn start_identity(
             availability,
         };
         let identity = join(&request, clock).await?;
+        if identity.role() == Role::Manager {
+            state.begin_join(&join_to.addr)?;
+        }
         dir.store(&identity)?;
         return Ok(Known::Identity(identity));
     }
@@ -201,18 +214,6 @@ async fn first_availability(config: &Config) -> Availability {
     Availability::Drain
 }
 
-/// What both kinds of node run on.
-struct Running {
-    config: Config,
-    state: StateDir,
-    security: SecurityConfig,
-    clock: Clock,
-    cancel: CancellationToken,
-    tasks: JoinSet<()>,
-    agent: Arc<Agent>,
-    leave: mpsc::Receiver<LeaveOrder>,
-}
-
 /// The ends of the channels that the control socket's services hold.
 struct Ports {
     leave: mpsc::Sender<LeaveOrder>,
@@ -231,21 +232,21 @@ async fn run_worker(
     site: Site,
     socket: ControlSocket,
     identity: NodeIdentity,
-) -> Result<(), NodeError> {
+) -> Result<End, NodeError> {
+    // What a manager that was demoted leaves behind.
+    site.state.forget_manager()?;
     let security = SecurityConfig::new(identity, site.clock.clone())?;
     let managers = site.config.join_addr.iter().cloned().collect();
     let (mut running, ports) = start(site, security, managers).await?;
     let ask = AskManager::new(ports.managers.clone());
     let cluster = ClusterState::Elsewhere(ask.clone());
     let operator = ports.operator(running.security.clone(), cluster);
-    running.serve_socket(socket, worker_api::routes(operator, ask));
-    let left = running
-        .until_end(std::future::pending(), Role::Worker)
-        .await;
-    running.stop(None, left).await
+    running.serve_socket(socket, worker_api::routes(operator, ask), None);
+    let end = running.until_end(None).await;
+    running.stop(None, end).await
 }
 
-async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<(), NodeError> {
+async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<End, NodeError> {
     let clock = site.clock.clone();
     let listen = site.config.listen_remote_api;
     let listener = TcpListener::bind(listen)
@@ -264,23 +265,19 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
         },
     )?;
     // The agent on this host talks to its manager over the wire, like any other.
-    let own = local_address(incoming.local_addr()).to_string();
+    let own = host::local_address(incoming.local_addr()).to_string();
     let (mut running, ports) = start(site, security, vec![own]).await?;
     let cluster = ClusterState::Here(manager.store().clone());
     let operator = ports.operator(running.security.clone(), cluster);
     let routes = server::routes(&manager, operator);
-    running.serve_socket(socket, routes.clone());
-    running.serve_remote(incoming, routes, &manager);
-    running.tasks.spawn(Manager::lead(
-        manager.leadership(),
-        manager.store().clone(),
-        manager.clock().clone(),
-        manager.dispatcher().clone(),
-        running.cancel.clone(),
-    ));
-    let broken = manager.stopped();
-    let left = running.until_end(broken, Role::Manager).await;
-    running.stop(Some(manager), left).await
+    let forwarder = Arc::new(manager.forwarder(running.security.clone()));
+    running.serve_socket(socket, routes.clone(), Some(Arc::clone(&forwarder)));
+    running.serve_remote(incoming, routes, (&manager, forwarder));
+    running.join_managers(&manager)?;
+    let duties = manager.duties();
+    running.tasks.spawn(duties.run(running.cancel.clone()));
+    let end = running.until_end(Some(&manager)).await;
+    running.stop(Some(manager), end).await
 }
 
 async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdentity), NodeError> {
@@ -295,8 +292,11 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         Known::Founder { node_id, .. } => (*node_id, Start::Found),
     };
     match start {
-        Start::Found => state.begin_bootstrap()?,
-        Start::Join if !state.has_raft() => {
+        Start::Found => {
+            state.end_join()?;
+            state.begin_bootstrap()?;
+        }
+        Start::Join if !state.has_raft() && state.joining()?.is_none() => {
             return Err(NodeError::Refused(format!(
                 "state dir {} has a manager's certificate and no log (raft/ is missing): restore \
                  it, or remove the directory and join again",
@@ -305,7 +305,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         }
         Start::Join => {}
     }
-    let addr = advertised(config);
+    let addr = host::advertised(config);
     let manager_config = ManagerConfig {
         node_id,
         state_dir: state.path().to_owned(),
@@ -364,7 +364,7 @@ async fn start(
     let executor: Arc<dyn Executor> =
         executors::open(&config, state.path(), identity.node_id(), clock.clone()).await?;
     let (leave_order, leave) = mpsc::channel(LEAVE_QUEUE);
-    let hostname = hostname(&config);
+    let hostname = host::hostname(&config);
     let facts = Facts {
         hostname: hostname.clone(),
         executor: executor.name(),
@@ -389,7 +389,7 @@ async fn start(
     tasks.spawn(heed(
         agent.notices(),
         known,
-        Arc::clone(&renew_now),
+        (security.clone(), Arc::clone(&renew_now)),
         cancel.clone(),
     ));
     let renewer = Renewer {
@@ -416,205 +416,4 @@ async fn start(
         leave,
     };
     Ok((running, ports))
-}
-
-impl Running {
-    fn layer(&self, manager: Option<&Manager>) -> AuthorizeLayer {
-        let store = manager.map(|m| m.store().clone());
-        AuthorizeLayer::new(self.security.clone(), move |node| {
-            let cluster = store.as_ref().and_then(|s| s.view().cluster);
-            cluster.is_some_and(|c| c.blacklist.contains_key(&node))
-        })
-    }
-
-    fn serve_socket(&mut self, socket: ControlSocket, routes: Routes) {
-        let cancel = self.cancel.clone();
-        let layer = self.layer(None);
-        tracing::info!(path = %socket.path().display(), "control socket is open");
-        self.tasks.spawn(async move {
-            let server = server::builder().layer(layer).add_routes(routes);
-            let stop = cancel.cancelled_owned();
-            if let Err(error) = server.serve_with_incoming_shutdown(socket, stop).await {
-                tracing::error!(%error, "the control socket failed");
-            }
-        });
-    }
-
-    fn serve_remote(&mut self, incoming: TlsIncoming, routes: Routes, manager: &Manager) {
-        let cancel = self.cancel.clone();
-        let layer = self.layer(Some(manager));
-        tracing::info!(address = %incoming.local_addr(), "manager API is open");
-        self.tasks.spawn(async move {
-            let server = server::builder().layer(layer).add_routes(routes);
-            let stop = cancel.cancelled_owned();
-            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
-                tracing::error!(%error, "the manager API failed");
-            }
-        });
-    }
-
-    /// Runs the agent until the node is stopped, left, or broken. Says whether it was left.
-    async fn until_end(
-        &mut self,
-        broken: impl Future<Output = Option<String>>,
-        role: Role,
-    ) -> Result<bool, NodeError> {
-        let agent = Arc::clone(&self.agent);
-        let cancel = self.cancel.clone();
-        let mut running = std::pin::pin!(agent.run(cancel.clone()));
-        let mut broken = std::pin::pin!(broken);
-        loop {
-            tokio::select! {
-                biased;
-                () = cancel.cancelled() => return Ok(false),
-                () = &mut running => return Ok(false),
-                reason = &mut broken => {
-                    let reason = reason.unwrap_or_else(|| "it was shut down".to_owned());
-                    return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
-                }
-                order = self.leave.recv() => {
-                    let Some(order) = order else { return Ok(false) };
-                    // The agent carries the order out: it has to go on meanwhile.
-                    let left = tokio::select! {
-                        biased;
-                        () = cancel.cancelled() => return Ok(false),
-                        () = &mut running => return Ok(false),
-                        left = leave(&self.agent, order, role) => left,
-                    };
-                    if left {
-                        return Ok(true);
-                    }
-                }
-            }
-        }
-    }
-
-    /// Stops in reverse order of starting, within [`STOP_MAX`]; forgets the cluster if it was left.
-    async fn stop(
-        mut self,
-        manager: Option<Manager>,
-        end: Result<bool, NodeError>,
-    ) -> Result<(), NodeError> {
-        self.cancel.cancel();
-        let orderly = async {
-            while self.tasks.join_next().await.is_some() {}
-            if let Some(manager) = manager {
-                manager.shutdown().await;
-            }
-        };
-        if self.clock.timeout(STOP_MAX, orderly).await.is_err() {
-            tracing::warn!("connections were still open after {STOP_MAX:?}; closing them");
-        }
-        self.tasks.abort_all();
-        if end? {
-            self.state.clear()?;
-            tracing::info!(
-                state_dir = %self.config.state_dir.display(),
-                "left the cluster; the state dir is empty"
-            );
-        }
-        Ok(())
-    }
-}
-
-/// Follows what managers say of themselves and of this node's certificate.
-async fn heed(
-    mut notices: Notices,
-    managers: watch::Sender<Vec<String>>,
-    renew_now: Arc<Notify>,
-    cancel: CancellationToken,
-) {
-    let follow = async {
-        while notices.changed().await.is_ok() {
-            let Some(message) = notices.borrow_and_update().clone() else {
-                continue;
-            };
-            let peers = message.managers.iter().filter_map(|m| m.peer.as_ref());
-            let addrs: Vec<String> = peers.map(|p| p.addr.clone()).collect();
-            if !addrs.is_empty() {
-                managers.send_replace(addrs);
-            }
-            let status = message
-                .node
-                .as_ref()
-                .and_then(|n| n.certificate.as_ref()?.status.as_ref());
-            if status.is_some_and(|s| s.state() == pb::issuance_status::State::Rotate) {
-                renew_now.notify_one();
-            }
-        }
-    };
-    // Without an agent there is nobody to follow; the renewer goes on by its own clock.
-    let _ = cancel.run_until_cancelled(follow).await;
-}
-
-/// Carries out an order to leave. True when the node has left.
-async fn leave(agent: &Agent, order: LeaveOrder, role: Role) -> bool {
-    if role == Role::Manager && !order.force {
-        let reason = "this node is the only manager: leaving destroys the cluster and all it \
-                      knows; say --force to do that"
-            .to_owned();
-        let _ = order.answer.send(Err(reason));
-        return false;
-    }
-    match agent.leave(order.force).await {
-        Ok(left) => {
-            let _ = order.answer.send(Ok(own::LeaveResponse {
-                removed_tasks: left.removed_tasks,
-                acknowledged: left.acknowledged,
-            }));
-            true
-        }
-        Err(error) => {
-            let _ = order.answer.send(Err(error.to_string()));
-            false
-        }
-    }
-}
-
-/// A manager holds a connection a node, and an agent some files a task: the soft limit of 1,024 that
-/// hosts start with is too low, the hard one is meant for this.
-fn raise_file_limit() {
-    use nix::sys::resource::{Resource, getrlimit, setrlimit};
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(_, hard)| setrlimit(Resource::RLIMIT_NOFILE, hard, hard));
-    if let Err(error) = raised {
-        tracing::warn!(%error, "can't raise the limit of open files");
-    }
-}
-
-/// How to reach, from this host, what listens on `addr`.
-fn local_address(addr: SocketAddr) -> SocketAddr {
-    match addr {
-        SocketAddr::V4(v4) if v4.ip().is_unspecified() => (Ipv4Addr::LOCALHOST, v4.port()).into(),
-        SocketAddr::V6(v6) if v6.ip().is_unspecified() => (Ipv6Addr::LOCALHOST, v6.port()).into(),
-        SocketAddr::V4(_) | SocketAddr::V6(_) => addr,
-    }
-}
-
-/// Where others reach this manager: as told, else where it listens, else the first address of this
-/// host that is not its loopback's.
-fn advertised(config: &Config) -> String {
-    if let Some(told) = &config.advertise_remote_api {
-        return told.clone();
-    }
-    let listen = config.listen_remote_api;
-    if !listen.ip().is_unspecified() {
-        return listen.to_string();
-    }
-    let of_host = nix::ifaddrs::getifaddrs().ok().and_then(|all| {
-        let mut all = all.filter_map(|i| i.address?.as_sockaddr_in().map(|a| a.ip()));
-        all.find(|ip| !ip.is_loopback() && !ip.is_link_local())
-    });
-    let addr = SocketAddr::from((of_host.unwrap_or(Ipv4Addr::LOCALHOST), listen.port()));
-    tracing::info!(address = %addr, "other nodes are told this address; --advertise-remote-api sets another");
-    addr.to_string()
-}
-
-fn hostname(config: &Config) -> String {
-    config.hostname.clone().unwrap_or_else(|| {
-        let name = nix::unistd::gethostname()
-            .ok()
-            .and_then(|n| n.into_string().ok());
-        name.unwrap_or_else(|| "localhost".to_owned())
-    })
 }

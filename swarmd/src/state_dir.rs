@@ -7,6 +7,8 @@ use std::path::{Path, PathBuf};
 
 /// Marks a bootstrap under way: what lies beside it was never part of a cluster.
 const BOOTSTRAP: &str = "bootstrap";
+/// Marks a manager that is not a member of consensus yet; names the manager it asks.
+const JOINING: &str = "joining";
 const LOCK: &str = "lock";
 
 /// The locked state directory; free again when dropped.
@@ -110,13 +112,72 @@ impl StateDir {
     /// # Errors
     /// When the marker can't be removed.
     pub(crate) fn end_bootstrap(&self) -> Result<(), StateDirError> {
-        let marker = self.path.join(BOOTSTRAP);
-        match std::fs::remove_file(&marker) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => Err(StateDirError::Io {
-                path: marker,
-                reason: e,
-            }),
+        self.remove_if_there(BOOTSTRAP)
+    }
+
+    fn remove_if_there(&self, name: &str) -> Result<(), StateDirError> {
+        let path = self.path.join(name);
+        match std::fs::remove_file(&path) {
+            Err(reason) if reason.kind() != std::io::ErrorKind::NotFound => {
+                Err(StateDirError::Io { path, reason })
+            }
             Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    /// Marks that this manager is to become a member of consensus, by asking the manager at `via`. Comes before its
+    /// certificate is on disk: a manager with a certificate, without a log and without this mark has lost its log.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub(crate) fn begin_join(&self, via: &str) -> Result<(), StateDirError> {
+        let marker = self.path.join(JOINING);
+        let write = || {
+            let mut file = File::create(&marker)?;
+            file.write_all(via.as_bytes())?;
+            file.sync_all()
+        };
+        write().map_err(|reason| StateDirError::Io {
+            path: marker.clone(),
+            reason,
+        })
+    }
+
+    /// The manager to ask, where this one is not a member yet.
+    ///
+    /// # Errors
+    /// When the mark is there and can't be read.
+    pub(crate) fn joining(&self) -> Result<Option<String>, StateDirError> {
+        let path = self.path.join(JOINING);
+        match std::fs::read_to_string(&path) {
+            Ok(via) => Ok(Some(via)),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(reason) => Err(StateDirError::Io { path, reason }),
+        }
+    }
+
+    /// Where the mark of [`Self::begin_join`] is.
+    pub(crate) fn joining_marker(&self) -> PathBuf {
+        self.path.join(JOINING)
+    }
+
+    /// This manager is a member, or will not be one.
+    ///
+    /// # Errors
+    /// When the mark can't be removed.
+    pub(crate) fn end_join(&self) -> Result<(), StateDirError> {
+        self.remove_if_there(JOINING)
+    }
+
+    /// Removes what only a manager has. Its log must not vote again: it comes back as a new member or not at all.
+    ///
+    /// # Errors
+    /// When something can't be removed.
+    pub(crate) fn forget_manager(&self) -> Result<(), StateDirError> {
+        self.end_join()?;
+        match self.has_raft() {
+            true => self.remove("raft"),
+            false => Ok(()),
         }
     }
 

@@ -80,6 +80,14 @@ impl Cluster {
         self.nodes.insert(name.to_owned(), node);
     }
 
+    /// Starts a manager; returns before it has joined.
+    #[track_caller]
+    pub fn add_manager(&mut self, name: &str) {
+        let join = Some((self.join_address(), self.token("manager")));
+        let node = self.lab.node(name, join).unwrap();
+        self.nodes.insert(name.to_owned(), node);
+    }
+
     /// Starts a node with these options; returns before it has joined.
     #[track_caller]
     pub fn add_node(&mut self, name: &str, options: Options) {

@@ -280,6 +280,13 @@ impl Managers for OneManager {
             ..Default::default()
         })
     }
+
+    fn may_go(&self, node: NodeId) -> Result<(), String> {
+        match node == MANAGER {
+            true => Err("it is the only one".to_owned()),
+            false => Ok(()),
+        }
+    }
 }
 
 /// What the node at hand answers itself.

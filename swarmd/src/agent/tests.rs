@@ -12,7 +12,9 @@ use agent_runtime::{Exit, NodeFacts};
 use futures::Stream;
 use swarm_proto::id::TaskId;
 use swarm_proto::own::membership_server::{Membership, MembershipServer};
-use swarm_proto::own::{LeaveClusterRequest, LeaveClusterResponse};
+use swarm_proto::own::{
+    JoinManagersRequest, JoinManagersResponse, LeaveClusterRequest, LeaveClusterResponse,
+};
 use swarm_proto::pb;
 use swarm_proto::pb::TaskState;
 use swarm_proto::pb::assignment_change::AssignmentAction;
@@ -154,6 +156,13 @@ impl Membership for Manager {
     ) -> Result<Response<LeaveClusterResponse>, Status> {
         self.seen.send_modify(|seen| seen.left = true);
         Ok(Response::new(LeaveClusterResponse {}))
+    }
+
+    async fn join_managers(
+        &self,
+        _: Request<JoinManagersRequest>,
+    ) -> Result<Response<JoinManagersResponse>, Status> {
+        Err(Status::unimplemented("no agent asks this"))
     }
 }
 

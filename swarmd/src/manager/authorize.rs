@@ -26,7 +26,7 @@ mod layer;
 mod table;
 
 pub use layer::{Authorize, AuthorizeLayer};
-pub use table::{Access, TABLE, access_of};
+pub use table::{Access, TABLE, access_of, is_leaders};
 
 /// Who made a request.
 #[derive(Debug, Clone, PartialEq, Eq)]

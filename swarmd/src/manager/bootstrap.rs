@@ -112,7 +112,7 @@ pub async fn reissue(
     Ok(identity)
 }
 
-fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {
+pub(super) fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {
     let token = || {
         let token = JoinToken::generate(root.digest()).map_err(because)?;
         Ok::<_, BootstrapError>(token.reveal().to_string())

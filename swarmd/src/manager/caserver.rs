@@ -3,6 +3,9 @@
 //! A node certificate is signed and recorded in one write, so a node object never waits for a
 //! signature and a crash leaves nothing half-issued.
 
+use std::sync::Arc;
+use std::time::Duration;
+
 use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use swarm_proto::pb::ca_server::Ca;
@@ -10,7 +13,7 @@ use swarm_proto::pb::node_ca_server::NodeCa;
 use tonic::{Request, Response, Status};
 
 use super::authorize::Caller;
-use super::controlapi::Error;
+use super::controlapi::{Error, Managers};
 use super::store::{Change, Cluster, Meta, Node, NodeStatus};
 use super::writer::Store;
 use crate::ca::{
@@ -23,15 +26,40 @@ use crate::clock::Clock;
 pub struct CaServer {
     store: Store,
     clock: Clock,
+    managers: Arc<dyn Managers>,
 }
+
+/// A demoted manager gets a worker's certificate once it is no member of consensus any more. It waits this long for
+/// that, and then asks again.
+const DEMOTION_WAIT: Duration = Duration::from_secs(4);
+/// Pause between two looks at it.
+const DEMOTION_LOOK: Duration = Duration::from_millis(20);
 
 impl CaServer {
     /// A CA over a store.
-    pub fn new(store: Store, clock: Clock) -> Self {
-        Self { store, clock }
+    pub fn new(store: Store, clock: Clock, managers: Arc<dyn Managers>) -> Self {
+        Self {
+            store,
+            clock,
+            managers,
+        }
     }
 
-    fn cluster(&self) -> Result<std::sync::Arc<Cluster>, Status> {
+    /// Returns once a node is no member of consensus.
+    async fn until_no_member(&self, id: NodeId) -> Result<(), Status> {
+        let gone = async {
+            while self.managers.status_of(id).is_some() {
+                self.clock.sleep(DEMOTION_LOOK).await;
+            }
+        };
+        self.clock.timeout(DEMOTION_WAIT, gone).await.map_err(|_| {
+            Status::unavailable(format!(
+                "node {id} is being demoted, and still takes part in consensus: try again later"
+            ))
+        })
+    }
+
+    fn cluster(&self) -> Result<Arc<Cluster>, Status> {
         let cluster = self.store.view().cluster;
         cluster.ok_or_else(|| Status::unavailable("the cluster is not set up yet"))
     }
@@ -52,12 +80,6 @@ impl CaServer {
         role: Role,
         request: &pb::IssueNodeCertificateRequest,
     ) -> Result<NodeId, Status> {
-        if role == Role::Manager {
-            return Err(Status::unimplemented(
-                "this version runs one manager: join with the worker token \
-                 (`swarmctl cluster join-token worker`)",
-            ));
-        }
         let availability = pb::node_spec::Availability::try_from(request.availability)
             .map_err(|_| Status::invalid_argument("unknown availability"))?;
         let node_id = NodeId::from_raw(super::random_id());
@@ -68,8 +90,7 @@ impl CaServer {
         };
         let certificate = sign(cluster, &subject, &request.csr, &self.clock)?;
         let node = new_node(node_id, role, availability, certificate, &self.clock);
-        self.write(Change::CreateNode(std::sync::Arc::new(node)))
-            .await?;
+        self.write(Change::CreateNode(Arc::new(node))).await?;
         tracing::info!(node.id = %node_id, node.role = %role, "a node joined the cluster");
         Ok(node_id)
     }
@@ -83,6 +104,9 @@ impl CaServer {
             ))
         })?;
         let role = role_of(node.desired_role);
+        if role == Role::Worker {
+            self.until_no_member(id).await?;
+        }
         let subject = NodeSubject {
             node_id: id,
             role,

@@ -11,7 +11,8 @@
 //! - [`raft`]: the log; [`writer`]: the door to it.
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
 //! - [`controlapi`], [`caserver`]: requests become changes.
-//! - [`authorize`]: who may call what: one table.
+//! - [`authorize`]: who may call what: one table; [`forward`]: what the leader answers goes to it.
+//! - [`members`], [`joining`]: the managers, and how one becomes a member.
 
 pub mod authorize;
 pub mod bootstrap;
@@ -20,10 +21,14 @@ pub mod control_loop;
 pub mod controlapi;
 pub mod convert;
 pub mod dispatcher;
+pub(crate) mod forward;
 mod health;
+pub(crate) mod joining;
+mod members;
 mod orchestrator;
 pub mod plan;
 pub mod raft;
+mod roles;
 pub mod scheduler;
 pub(crate) mod server;
 pub mod store;
@@ -33,10 +38,11 @@ pub mod writer;
 
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use rand::TryRng as _;
 use swarm_proto::id::NodeId;
-use swarm_proto::{own, pb};
+use swarm_proto::own;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -46,16 +52,19 @@ use crate::ca::{SecurityConfig, connect_lazy};
 use crate::clock::Clock;
 use controlapi::ControlApi;
 use dispatcher::Dispatcher;
+use forward::Forwarder;
+use members::{Members, MembershipServer};
 use raft::{
-    DialError, Dialer, Leadership, Member, RaftConfig, RaftId, RaftNode, RaftService,
-    SnapshotLimits, Start, StartError, Timing,
+    DialError, Dialer, Leadership, Member, Membership, Published, RaftConfig, RaftId, RaftNode,
+    RaftService, SnapshotLimits, Start, StartError, Timing,
 };
+use store::State;
 use store::machine::StoreMachine;
 use store::watch::Hub;
 use writer::{RaftDoor, Store};
 
-/// How much a node prefers a manager: all are alike, as in SwarmKit.
-const MANAGER_WEIGHT: i64 = 10;
+/// Longest wait for another manager to take over the leadership.
+const HAND_OVER: Duration = Duration::from_secs(2);
 
 /// A number for a new object's id.
 pub(crate) fn random_id() -> u128 {
@@ -100,6 +109,9 @@ pub(crate) struct Manager {
     dispatcher: Dispatcher,
     members: Arc<Members>,
     security: Arc<OnceLock<SecurityConfig>>,
+    node_id: NodeId,
+    /// Keeps the list of managers that nodes are told.
+    tasks: JoinSet<()>,
 }
 
 impl Manager {
@@ -121,27 +133,21 @@ impl Manager {
         let dialer = Arc::new(MtlsDialer(Arc::clone(&security)));
         let raft = RaftNode::start(raft_config, config.start, machine, dialer).await?;
         let store = Store::new(Arc::new(RaftDoor::new(raft.proposer())), hub);
-        let members = Members {
-            own: config.node_id,
-            addr: config.addresses.into_iter().next().unwrap_or_default(),
-            leadership: raft.leadership(),
-        };
-        let own = pb::WeightedPeer {
-            peer: Some(pb::Peer {
-                node_id: config.node_id.to_string(),
-                addr: members.addr.clone(),
-            }),
-            weight: MANAGER_WEIGHT,
-        };
-        let (_, managers) = watch::channel(vec![own]);
+        let (told, managers) = watch::channel(Vec::new());
+        let mut tasks = JoinSet::new();
+        tasks.spawn(raft.membership().follow(move |members| {
+            told.send_replace(members::peers(&members));
+        }));
         let dispatcher = Dispatcher::new(store.clone(), clock.clone(), managers);
         Ok(Self {
-            raft,
             store,
             clock,
             dispatcher,
-            members: Arc::new(members),
+            members: Arc::new(Members::new(raft.membership())),
             security,
+            node_id: config.node_id,
+            tasks,
+            raft,
         })
     }
 
@@ -167,11 +173,73 @@ impl Manager {
         self.raft.leadership()
     }
 
+    pub(crate) fn managers(&self) -> Arc<dyn controlapi::Managers> {
+        Arc::clone(&self.members) as _
+    }
+
     pub(crate) fn control_api(&self) -> ControlApi {
-        ControlApi::new(
-            self.store.clone(),
-            self.clock.clone(),
-            Arc::clone(&self.members) as _,
+        ControlApi::new(self.store.clone(), self.clock.clone(), self.managers())
+    }
+
+    pub(crate) fn membership_server(&self) -> MembershipServer {
+        MembershipServer {
+            dispatcher: self.dispatcher.clone(),
+            store: self.store.clone(),
+            membership: self.raft.membership(),
+            security: Arc::clone(&self.security),
+        }
+    }
+
+    /// Sends on what the leader answers, while this manager is not it.
+    pub(crate) fn forwarder(&self, security: SecurityConfig) -> Forwarder {
+        Forwarder::new(self.node_id, security, self.raft.leadership())
+    }
+
+    /// Who takes part in consensus.
+    pub(crate) fn membership(&self) -> Membership<StoreMachine> {
+        self.raft.membership()
+    }
+
+    /// Lets another manager lead, where this one does and there is another: nobody then has to find out that it is gone.
+    pub(crate) async fn hand_over(&self) {
+        let mut leadership = self.raft.leadership();
+        if leadership.borrow().term().is_none() {
+            return;
+        }
+        let status = self.raft.status();
+        let others = status
+            .members
+            .iter()
+            .filter(|(id, member)| **id != status.id && member.voter && member.heard.is_some());
+        let Some((next, _)) = others.max_by_key(|(id, member)| (member.matched, **id)) else {
+            return;
+        };
+        if let Err(error) = self.raft.membership().transfer_leader(*next).await {
+            tracing::warn!(%error, "can't hand the leadership over");
+            return;
+        }
+        let gone = leadership.wait_for(|now| matches!(now, Leadership::Follower { .. }));
+        match self.clock.timeout(HAND_OVER, gone).await {
+            Ok(_) => tracing::info!("another manager leads now"),
+            Err(_) => {
+                tracing::warn!("no other manager took the leadership over within {HAND_OVER:?}")
+            }
+        }
+    }
+
+    /// Why this manager should not leave unasked.
+    pub(crate) fn why_stay(&self) -> String {
+        let status = self.raft.status();
+        let voters = status.members.values().filter(|m| m.voter).count();
+        if voters <= 1 {
+            return "this node is the only manager: leaving destroys the cluster and all it knows; say --force to do that"
+                .to_owned();
+        }
+        let (rest, majority) = (voters - 1, (voters - 1) / 2 + 1);
+        format!(
+            "this node is a manager: without it {rest} of {voters} remain, and {majority} of them must be up; demote it \
+             first (`swarmctl node demote {}` on a manager), or say --force",
+            self.node_id
         )
     }
 
@@ -179,38 +247,72 @@ impl Manager {
         self.raft.service().into_server()
     }
 
-    /// Runs what only a leader does, while this manager leads.
-    pub(crate) async fn lead(
-        leadership: watch::Receiver<Leadership>,
-        store: Store,
-        clock: Clock,
-        dispatcher: Dispatcher,
-        cancel: CancellationToken,
-    ) {
-        let mut leadership = leadership;
+    /// What only a leader does.
+    pub(crate) fn duties(&self) -> Duties {
+        Duties {
+            leadership: self.raft.leadership(),
+            store: self.store.clone(),
+            clock: self.clock.clone(),
+            dispatcher: self.dispatcher.clone(),
+            membership: self.raft.membership(),
+            published: self.raft.published(),
+        }
+    }
+
+    /// Ends when consensus stops for good, with the reason.
+    pub(crate) fn stopped(&self) -> impl Future<Output = Option<String>> + Send + 'static {
+        self.raft.stopped()
+    }
+
+    /// Closes the log.
+    pub(crate) async fn shutdown(mut self) {
+        self.raft.shutdown().await;
+        self.tasks.shutdown().await;
+    }
+}
+
+/// What only a leader does.
+pub(crate) struct Duties {
+    leadership: watch::Receiver<Leadership>,
+    store: Store,
+    clock: Clock,
+    dispatcher: Dispatcher,
+    membership: Membership<StoreMachine>,
+    published: watch::Receiver<Published<State>>,
+}
+
+impl Duties {
+    /// Does it while this manager leads, until cancelled.
+    pub(crate) async fn run(mut self, cancel: CancellationToken) {
         loop {
-            let term = leadership.borrow_and_update().term();
+            let term = self.leadership.borrow_and_update().term();
             let stop = cancel.child_token();
             let mut duties = JoinSet::new();
             if let Some(term) = term {
                 tracing::info!(term, "this manager leads");
-                let pass = control_loop::run(store.clone(), clock.clone(), seed(), stop.clone());
+                let (store, clock) = (self.store.clone(), self.clock.clone());
+                let pass = control_loop::run(store, clock, seed(), stop.clone());
                 duties.spawn(async move {
                     // It ends by itself only with the leadership, which is noticed here too.
                     if let Err(error) = pass.await {
                         tracing::info!(%error, "the control loop has ended");
                     }
                 });
-                duties.spawn({
-                    let (dispatcher, stop) = (dispatcher.clone(), stop.clone());
-                    async move { dispatcher.run(stop).await }
-                });
+                let (dispatcher, leading) = (self.dispatcher.clone(), stop.clone());
+                duties.spawn(async move { dispatcher.run(leading).await });
+                let (membership, published) = (self.membership.clone(), self.published.clone());
+                duties.spawn(roles::run(
+                    membership,
+                    published,
+                    self.clock.clone(),
+                    stop.clone(),
+                ));
             }
             // Until the term changes: another leader, or this one again later.
             let ended = tokio::select! {
                 biased;
                 () = cancel.cancelled() => true,
-                changed = leadership.wait_for(|now| now.term() != term) => changed.is_err(),
+                changed = self.leadership.wait_for(|now| now.term() != term) => changed.is_err(),
             };
             stop.cancel();
             while let Some(ended) = duties.join_next().await {
@@ -222,39 +324,6 @@ impl Manager {
                 return;
             }
         }
-    }
-
-    /// Ends when consensus stops for good, with the reason.
-    pub(crate) fn stopped(&self) -> impl Future<Output = Option<String>> + Send + 'static {
-        self.raft.stopped()
-    }
-
-    /// Closes the log.
-    pub(crate) async fn shutdown(self) {
-        self.raft.shutdown().await;
-    }
-}
-
-/// What consensus knows of the managers.
-#[derive(Debug)]
-struct Members {
-    own: NodeId,
-    addr: String,
-    leadership: watch::Receiver<Leadership>,
-}
-
-impl controlapi::Managers for Members {
-    fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
-        if node != self.own {
-            return None;
-        }
-        let leader = self.leadership.borrow().term().is_some();
-        Some(pb::ManagerStatus {
-            raft_id: raft_id(node),
-            addr: self.addr.clone(),
-            leader,
-            reachability: pb::raft_member_status::Reachability::Reachable.into(),
-        })
     }
 }
 

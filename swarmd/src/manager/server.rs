@@ -44,7 +44,11 @@ pub(crate) fn builder() -> Server {
 /// Every service of a manager.
 pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
     let api = manager.control_api();
-    let ca = CaServer::new(manager.store().clone(), manager.clock().clone());
+    let ca = CaServer::new(
+        manager.store().clone(),
+        manager.clock().clone(),
+        manager.managers(),
+    );
     let health = HealthServer::new(manager.leadership());
     let dispatcher = manager.dispatcher().clone();
     Routes::default()
@@ -60,10 +64,13 @@ pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
             pb::node_ca_server::NodeCaServer::new(ca).max_decoding_message_size(MESSAGE_MAX),
         )
         .add_service(
-            pb::dispatcher_server::DispatcherServer::new(dispatcher.clone())
+            pb::dispatcher_server::DispatcherServer::new(dispatcher)
                 .max_decoding_message_size(MESSAGE_MAX),
         )
-        .add_service(MembershipServer::new(dispatcher).max_decoding_message_size(MESSAGE_MAX))
+        .add_service(
+            MembershipServer::new(manager.membership_server())
+                .max_decoding_message_size(MESSAGE_MAX),
+        )
         .add_service(manager.raft_service())
         .add_service(OperatorServer::new(operator).max_decoding_message_size(MESSAGE_MAX))
         .add_service(

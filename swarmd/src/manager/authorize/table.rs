@@ -111,7 +111,10 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
             ("Leave", Access::LocalOnly),
         ],
     ),
-    ("swarm.v1.Membership", &[("LeaveCluster", NODES)]),
+    (
+        "swarm.v1.Membership",
+        &[("LeaveCluster", NODES), ("JoinManagers", MANAGERS)],
+    ),
     (
         "swarm.v1.Raft",
         &[
@@ -133,4 +136,18 @@ pub fn access_of(path: &str) -> Option<Access> {
         .iter()
         .find(|(name, _)| *name == method)
         .map(|(_, access)| *access)
+}
+
+/// Whether the leader alone answers a request; another manager then sends it on. All that reads or changes the cluster is
+/// the leader's; what is about this manager itself is not.
+#[must_use]
+pub fn is_leaders(path: &str) -> bool {
+    let Some((service, method)) = path.strip_prefix('/').and_then(|p| p.split_once('/')) else {
+        return false;
+    };
+    match service {
+        "swarm.v1.Raft" | "docker.swarmkit.v1.Health" => false,
+        "swarm.v1.Operator" => method == "ExplainTask",
+        _ => true,
+    }
 }

@@ -32,6 +32,12 @@ pub(crate) use error::Error;
 pub trait Managers: Send + Sync + std::fmt::Debug {
     /// The manager's part of a node; none for a worker.
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus>;
+
+    /// Whether those that stay have a majority without this one.
+    ///
+    /// # Errors
+    /// The arithmetic, where they have not.
+    fn may_go(&self, node: NodeId) -> Result<(), String>;
 }
 
 /// Serves `Control`, `Watch` and the manager's half of `Operator`.

@@ -77,13 +77,13 @@ impl ControlApi {
         })
     }
 
-    /// A change of role needs another manager to take part in; one manager can't hand over.
+    /// A demotion must leave a majority. Whether it still does when its turn has come is asked again then.
     fn check_role(&self, id: NodeId, desired: pb::NodeRole) -> Result<(), Error> {
         let state = self.store.view();
         let Some(node) = state.nodes.get(&id) else {
             return Ok(());
         };
-        if node.desired_role == desired {
+        if node.desired_role == desired || desired == pb::NodeRole::Manager {
             return Ok(());
         }
         let managers = state
@@ -91,15 +91,17 @@ impl ControlApi {
             .values()
             .filter(|n| n.desired_role == pb::NodeRole::Manager)
             .count();
-        match desired {
-            pb::NodeRole::Worker if managers <= 1 => Err(Error::FailedPrecondition(format!(
+        if managers <= 1 {
+            return Err(Error::FailedPrecondition(format!(
                 "node {id}: can't demote the last manager of the cluster: 1 manager - 1 = 0 leave \
                  no quorum"
-            ))),
-            pb::NodeRole::Worker | pb::NodeRole::Manager => Err(Error::Unimplemented(format!(
-                "node {id}: this version runs one manager; roles can't be changed"
-            ))),
+            )));
         }
+        self.managers.may_go(id).map_err(|arithmetic| {
+            Error::FailedPrecondition(format!(
+                "node {id}: can't demote it now: {arithmetic}; start the managers that are down first"
+            ))
+        })
     }
 
     pub(super) async fn remove_node_by(
@@ -108,11 +110,9 @@ impl ControlApi {
     ) -> Result<pb::RemoveNodeResponse, Error> {
         let id = parse(&request.node_id)?;
         let state = self.store.view();
-        if state
-            .nodes
-            .get(&id)
-            .is_some_and(|n| n.role == pb::NodeRole::Manager)
-        {
+        let member = self.managers.status_of(id).is_some();
+        let wanted = |n: &Arc<Node>| n.desired_role == pb::NodeRole::Manager;
+        if member || state.nodes.get(&id).is_some_and(wanted) {
             return Err(Error::FailedPrecondition(format!(
                 "node {id} is a manager and a member of the Raft cluster; demote it to worker first"
             )));

@@ -24,6 +24,10 @@ impl Managers for NoManagers {
     fn status_of(&self, _: NodeId) -> Option<pb::ManagerStatus> {
         None
     }
+
+    fn may_go(&self, _: NodeId) -> Result<(), String> {
+        Ok(())
+    }
 }
 
 fn api() -> (ControlApi, Store) {

@@ -5,8 +5,6 @@
 use std::sync::Arc;
 
 use swarm_proto::id::NodeId;
-use swarm_proto::own::membership_server::Membership;
-use swarm_proto::own::{LeaveClusterRequest, LeaveClusterResponse};
 use swarm_proto::pb;
 use swarm_proto::pb::dispatcher_server::Dispatcher as Rpc;
 use swarm_proto::time::duration_to_wire;
@@ -194,14 +192,10 @@ impl Rpc for Dispatcher {
     }
 }
 
-#[tonic::async_trait]
-impl Membership for Dispatcher {
-    async fn leave_cluster(
-        &self,
-        request: Request<LeaveClusterRequest>,
-    ) -> Result<Response<LeaveClusterResponse>, Status> {
+impl Dispatcher {
+    /// The node leaves: its session ends, and its tasks run elsewhere at once.
+    pub(crate) async fn leave(&self, node: NodeId) -> Result<(), Status> {
         let term = self.term()?;
-        let node = caller(&request)?;
         term.sessions().close(node, None);
         let down = Change::SetNodeStatus {
             id: node,
@@ -212,6 +206,6 @@ impl Membership for Dispatcher {
         };
         term.write_one(down).await?;
         tracing::info!(node.id = %node, "node left the cluster");
-        Ok(Response::new(LeaveClusterResponse {}))
+        Ok(())
     }
 }

@@ -4,9 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_proto::id::{ClusterId, NodeId, ServiceId, TaskId};
-use swarm_proto::own::LeaveClusterRequest;
-use swarm_proto::own::membership_client::MembershipClient;
-use swarm_proto::own::membership_server::MembershipServer;
 use swarm_proto::pb;
 use swarm_proto::pb::assignment_change::AssignmentAction;
 use swarm_proto::pb::assignments_message::Type;
@@ -93,8 +90,7 @@ impl Bed {
             let incoming = futures::stream::iter([Ok::<_, std::io::Error>(far)]);
             let incoming = futures::StreamExt::chain(incoming, futures::stream::pending());
             Server::builder()
-                .add_service(DispatcherServer::with_interceptor(served.clone(), believe))
-                .add_service(MembershipServer::with_interceptor(served, believe))
+                .add_service(DispatcherServer::with_interceptor(served, believe))
                 .serve_with_incoming(incoming)
                 .await
                 .unwrap();
@@ -643,8 +639,7 @@ async fn a_node_that_leaves_is_down_at_once() {
     let bed = Bed::new().await;
     bed.add_node(N1).await;
     let (_, mut stream) = bed.session(N1).await;
-    let mut client = MembershipClient::with_interceptor(bed.channel.clone(), As(N1));
-    client.leave_cluster(LeaveClusterRequest {}).await.unwrap();
+    bed.dispatcher.leave(N1).await.unwrap();
     let node = Arc::clone(&bed.store.view().nodes[&N1]);
     assert_eq!(node.status.state, pb::node_status::State::Down);
     assert_eq!(node.status.message, "node left the cluster");

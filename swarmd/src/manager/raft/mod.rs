@@ -8,6 +8,7 @@
 //!     snapshot.rs > snapshot_file.rs               sealed, streamed, replaced atomically
 //!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
+//! membership.rs   who takes part
 //! dir.rs          what lies on disk; encryption.rs how it is sealed
 //! ```
 //!
@@ -24,6 +25,7 @@ mod log_file;
 mod log_store;
 mod log_tail;
 mod log_writer;
+mod membership;
 mod network;
 mod node;
 mod propose;
@@ -42,7 +44,8 @@ mod tests;
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
 pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
 pub use error::StorageError;
-pub use node::{MembershipError, RaftNode, Start, StartError};
+pub use membership::{Membership, MembershipError};
+pub use node::{RaftNode, Start, StartError};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
 pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};

@@ -1,11 +1,11 @@
 //! One manager's consensus: starts it, watches it, changes its members, stops it.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use openraft::Raft;
 use openraft::async_runtime::WatchReceiver as _;
-use openraft::errors::{ClientWriteError, Fatal, RaftError};
-use openraft::{ChangeMembers, Raft};
+use openraft::errors::Fatal;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -15,6 +15,7 @@ use super::dial::Dialer;
 use super::dir::RaftDir;
 use super::error::StorageError;
 use super::log_store::LogCloser;
+use super::membership::{Membership, MembershipError};
 use super::network::Network;
 use super::propose::Proposer;
 use super::server::RaftService;
@@ -44,23 +45,6 @@ pub enum StartError {
     /// openraft, over what it found on disk.
     #[error("raft does not start: {0}")]
     Raft(String),
-}
-
-/// Why a change of members failed.
-#[derive(Debug, thiserror::Error)]
-pub enum MembershipError {
-    /// Another manager leads.
-    #[error("this manager is not the leader: change members on manager {leader:?}")]
-    NotLeader {
-        /// The leader, if known.
-        leader: Option<RaftId>,
-    },
-    /// openraft refused.
-    #[error("the member change is refused: {0}")]
-    Refused(String),
-    /// Consensus stopped.
-    #[error("raft on this manager has stopped: {0}")]
-    Stopped(String),
 }
 
 /// A running member. Dropping it without [`RaftNode::shutdown`] loses nothing that was
@@ -168,58 +152,9 @@ impl<M: Machine> RaftNode<M> {
         status::read(&self.raft)
     }
 
-    /// Adds a voting member, or corrects its addresses. Returns when it has caught up and votes.
-    ///
-    /// # Errors
-    /// When this manager doesn't lead or another change is under way.
-    pub async fn add_member(&self, id: RaftId, member: Member) -> Result<(), MembershipError> {
-        let known = self.status().members.get(&id).cloned();
-        let voter = known.as_ref().is_some_and(|known| known.voter);
-        if known.as_ref().is_some_and(|known| known.member != member) {
-            let nodes = BTreeMap::from([(id, member.clone())]);
-            self.change(ChangeMembers::SetNodes(nodes)).await?;
-        }
-        if known.is_none() {
-            let added = self.raft.add_learner(id, member, true).await;
-            added.map_err(membership_error)?;
-        }
-        if !voter {
-            self.change(ChangeMembers::AddVoterIds(BTreeSet::from([id])))
-                .await?;
-        }
-        Ok(())
-    }
-
-    /// Removes a member. Whether the rest keeps a majority is the caller's question.
-    ///
-    /// # Errors
-    /// When this manager doesn't lead, or it would be the last voter.
-    pub async fn remove_member(&self, id: RaftId) -> Result<(), MembershipError> {
-        let Some(known) = self.status().members.get(&id).cloned() else {
-            return Ok(());
-        };
-        let ids = BTreeSet::from([id]);
-        let change = match known.voter {
-            true => ChangeMembers::RemoveVoters(ids),
-            false => ChangeMembers::RemoveNodes(ids),
-        };
-        self.change(change).await
-    }
-
-    async fn change(&self, change: ChangeMembers<RaftId, Member>) -> Result<(), MembershipError> {
-        // Not retained: who is removed as a voter is removed altogether.
-        let changed = self.raft.change_membership(change, false).await;
-        changed.map(drop).map_err(membership_error)
-    }
-
-    /// Hands leadership to another voter, if this manager leads. One try, not waited for: the new
-    /// leader shows in [`RaftNode::leadership`], and is someone else if `to` doesn't take it.
-    ///
-    /// # Errors
-    /// When consensus has stopped.
-    pub async fn transfer_leader(&self, to: RaftId) -> Result<(), MembershipError> {
-        let asked = self.raft.trigger().transfer_leader(to).await;
-        asked.map_err(|e| MembershipError::Stopped(e.to_string()))
+    /// Who takes part.
+    pub fn membership(&self) -> Membership<M> {
+        Membership::new(self.raft.clone())
     }
 
     /// Takes a snapshot soon.
@@ -273,21 +208,6 @@ async fn take_snapshots<M: Machine>(raft: Raft<Types, StateMachine<M>>, wanted: 
 
 fn raft_error(error: impl std::fmt::Display) -> StartError {
     StartError::Raft(error.to_string())
-}
-
-fn membership_error(error: RaftError<Types, ClientWriteError<Types>>) -> MembershipError {
-    match error {
-        RaftError::APIError(
-            ClientWriteError::ForwardToLeader(to) | ClientWriteError::LogEntryDiscarded(to),
-        ) => MembershipError::NotLeader {
-            leader: to.leader_id,
-        },
-        RaftError::APIError(
-            refused @ (ClientWriteError::ChangeMembershipError(_)
-            | ClientWriteError::PreconditionFailed(_)),
-        ) => MembershipError::Refused(refused.to_string()),
-        RaftError::Fatal(fatal) => MembershipError::Stopped(fatal.to_string()),
-    }
 }
 
 impl<M: Machine> std::fmt::Debug for RaftNode<M> {

@@ -1,7 +1,9 @@
 //! Who leads, and where consensus stands.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Raft, ServerState};
 use tokio::sync::watch;
@@ -69,6 +71,8 @@ pub struct MemberStatus {
     pub voter: bool,
     /// The last entry it is known to have; only a leader knows.
     pub matched: Option<u64>,
+    /// How long ago it answered; only a leader knows, and nothing before the first answer.
+    pub heard: Option<Duration>,
 }
 
 /// Where consensus stands now.
@@ -81,11 +85,16 @@ pub(crate) fn read<M: Machine>(raft: &Raft<Types, StateMachine<M>>) -> RaftStatu
         let replication = metrics.replication.as_ref()?;
         Some(replication.get(id)?.as_ref()?.index)
     };
+    let heard = |id: &RaftId| {
+        let heartbeats = metrics.heartbeat.as_ref()?;
+        Some(heartbeats.get(id)?.as_ref()?.elapsed())
+    };
     let members = membership.nodes().map(|(id, member)| {
         let status = MemberStatus {
             member: member.clone(),
             voter: voters.contains(id),
             matched: matched(id),
+            heard: heard(id),
         };
         (*id, status)
     });

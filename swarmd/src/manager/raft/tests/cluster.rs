@@ -98,7 +98,11 @@ async fn three(snapshots: SnapshotLimits) -> Vec<Place> {
     // The leader must be established before it changes members.
     leader.proposer().propose(command("founded")).await.unwrap();
     for place in &places[1..] {
-        leader.add_member(place.id, place.member()).await.unwrap();
+        leader
+            .membership()
+            .add(place.id, place.member())
+            .await
+            .unwrap();
     }
     places
 }
@@ -207,7 +211,7 @@ async fn leadership_is_handed_over_and_a_member_removed() {
     while second.borrow().term().is_none() {
         propose(&places, "whoever leads").await;
         for place in &places {
-            place.node().transfer_leader(2).await.unwrap();
+            place.node().membership().transfer_leader(2).await.unwrap();
         }
         let mut waiting = second.clone();
         let leads = waiting.wait_for(|l| l.term().is_some());
@@ -215,7 +219,7 @@ async fn leadership_is_handed_over_and_a_member_removed() {
     }
     propose(&places, "by the second").await;
     agree(&places, lines(places[1].node()).len()).await;
-    places[1].node().remove_member(3).await.unwrap();
+    places[1].node().membership().remove(3).await.unwrap();
     assert_eq!(places[1].node().status().members.len(), 2);
     stop(places).await;
 }

@@ -1,0 +1,250 @@
+//! Requests that another manager answers: sent on to the leader, whole and as they are.
+//!
+//! Invariants:
+//! - One hop. A request that was sent on already is answered here or turned away, so two managers that each take the
+//!   other for the leader send nothing around in circles.
+//! - The caller stays who it is: its identity travels in metadata that count only from a manager
+//!   ([`super::authorize`]). An operator's request goes as this manager's own.
+//! - Nothing is sent twice: a request that may have reached the leader is not repeated here.
+
+use std::fmt;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use futures::future::Either;
+use swarm_proto::id::NodeId;
+use tokio::sync::watch;
+use tonic::Status;
+use tonic::body::Body;
+use tonic::metadata::MetadataMap;
+use tonic::transport::Channel;
+use tower::{Layer, Service, ServiceExt as _};
+
+use super::authorize::{Caller, is_leaders};
+use super::raft::{Leadership, Member, RaftId};
+use crate::ca::{ConnectError, SecurityConfig, connect_lazy};
+
+/// How long a request waits for a leader: some elections.
+const LEADER_WAIT: Duration = Duration::from_secs(5);
+
+/// Sends requests on to the leader.
+pub(crate) struct Forwarder {
+    own: NodeId,
+    security: SecurityConfig,
+    leadership: watch::Receiver<Leadership>,
+    /// The connection to the leader that was known last.
+    route: Mutex<Option<Route>>,
+}
+
+/// A connection to one leader. It reconnects by itself.
+#[derive(Clone)]
+struct Route {
+    leader: RaftId,
+    member: Member,
+    /// Which of its addresses.
+    at: usize,
+    channel: Channel,
+}
+
+/// Where a request is answered.
+enum Place {
+    Here,
+    At(Route),
+}
+
+impl Forwarder {
+    pub(crate) fn new(
+        own: NodeId,
+        security: SecurityConfig,
+        leadership: watch::Receiver<Leadership>,
+    ) -> Self {
+        Self {
+            own,
+            security,
+            leadership,
+            route: Mutex::new(None),
+        }
+    }
+
+    fn leads(&self) -> bool {
+        matches!(*self.leadership.borrow(), Leadership::Leader { .. })
+    }
+
+    /// Who answers a request of this caller, once that is known.
+    async fn place(&self, caller: &Caller) -> Result<Place, Status> {
+        let mut leadership = self.leadership.clone();
+        let known = leadership.wait_for(|now| match now {
+            Leadership::None => false,
+            Leadership::Leader { .. } | Leadership::Follower { .. } => true,
+        });
+        let known = self.security.clock().timeout(LEADER_WAIT, known).await;
+        let now = match known {
+            Ok(Ok(now)) => now.clone(),
+            Ok(Err(_)) => return Err(Status::unavailable("this manager is shutting down")),
+            Err(_) => return Err(no_leader()),
+        };
+        match now {
+            Leadership::Leader { .. } => Ok(Place::Here),
+            Leadership::Follower { .. } if caller.redirected => Err(Status::unavailable(
+                "this manager does not lead any more; try again",
+            )),
+            Leadership::Follower {
+                leader,
+                member: Some(member),
+            } => Ok(Place::At(self.route_to(leader, member)?)),
+            Leadership::Follower { member: None, .. } | Leadership::None => Err(no_leader()),
+        }
+    }
+
+    fn route_to(&self, leader: RaftId, member: Member) -> Result<Route, Status> {
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = match &*route {
+            Some(known) if known.leader == leader && known.member == member => {
+                return Ok(known.clone());
+            }
+            Some(_) | None => 0,
+        };
+        let made = self.connect(leader, member, at)?;
+        *route = Some(made.clone());
+        Ok(made)
+    }
+
+    fn connect(&self, leader: RaftId, member: Member, at: usize) -> Result<Route, Status> {
+        let address = member
+            .addresses
+            .get(at % member.addresses.len().max(1))
+            .ok_or_else(|| {
+                Status::unavailable(format!(
+                    "the leader, node {}, has no address",
+                    member.node_id
+                ))
+            })?;
+        let channel = connect_lazy(address, &self.security)
+            .map_err(|e| Status::unavailable(e.to_string()))?;
+        Ok(Route {
+            leader,
+            member,
+            at,
+            channel,
+        })
+    }
+
+    /// The leader did not answer on this route: the next request tries its next address.
+    fn give_up(&self, failed: &Route) {
+        let next = failed.at.wrapping_add(1);
+        let made = self.connect(failed.leader, failed.member.clone(), next);
+        let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(now) = &*route
+            && (now.leader, now.at) == (failed.leader, failed.at)
+        {
+            *route = made.ok();
+        }
+    }
+
+    /// Sends a request on, and gives back the leader's answer as it comes.
+    async fn send(
+        &self,
+        route: Route,
+        caller: &Caller,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, Status> {
+        let (mut parts, body) = request.into_parts();
+        let mut metadata = MetadataMap::from_headers(std::mem::take(&mut parts.headers));
+        caller.forward(self.own, &mut metadata);
+        parts.headers = metadata.into_headers();
+        let request = http::Request::from_parts(parts, body);
+        let mut channel = route.channel.clone();
+        let answered = match channel.ready().await {
+            Ok(ready) => ready.call(request).await,
+            Err(error) => Err(error),
+        };
+        answered.map_err(|error| {
+            self.give_up(&route);
+            let reason = match ConnectError::find(&error) {
+                Some(reason) => reason.to_string(),
+                None => format!("the connection to the leader broke: {error}"),
+            };
+            Status::unavailable(reason)
+        })
+    }
+}
+
+fn no_leader() -> Status {
+    Status::unavailable(
+        "the cluster has no leader: a majority of managers must be up and reach each other",
+    )
+}
+
+impl fmt::Debug for Forwarder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Forwarder")
+            .field("own", &self.own)
+            .finish_non_exhaustive()
+    }
+}
+
+/// Sends on what the leader answers; stands behind [`super::authorize::AuthorizeLayer`], which says who calls.
+#[derive(Debug, Clone)]
+pub(crate) struct ForwardLayer(pub(crate) Option<Arc<Forwarder>>);
+
+impl<S> Layer<S> for ForwardLayer {
+    type Service = Forward<S>;
+
+    fn layer(&self, inner: S) -> Forward<S> {
+        Forward {
+            inner,
+            forwarder: self.0.clone(),
+        }
+    }
+}
+
+/// See [`ForwardLayer`].
+#[derive(Debug, Clone)]
+pub(crate) struct Forward<S> {
+    inner: S,
+    /// None on a worker, which has no leader to ask for others.
+    forwarder: Option<Arc<Forwarder>>,
+}
+
+type Answer<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
+
+impl<S> Service<http::Request<Body>> for Forward<S>
+where
+    S: Service<http::Request<Body>, Response = http::Response<Body>> + Clone + Send + 'static,
+    S::Future: Send,
+{
+    type Response = http::Response<Body>;
+    type Error = S::Error;
+    type Future = Either<S::Future, Answer<S::Error>>;
+
+    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
+        self.inner.poll_ready(cx)
+    }
+
+    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
+        let forwarder = match &self.forwarder {
+            Some(forwarder) if is_leaders(request.uri().path()) && !forwarder.leads() => {
+                Arc::clone(forwarder)
+            }
+            Some(_) | None => return Either::Left(self.inner.call(request)),
+        };
+        // The one that was polled ready is the one to call.
+        let fresh = self.inner.clone();
+        let mut inner = std::mem::replace(&mut self.inner, fresh);
+        Either::Right(Box::pin(async move {
+            let Some(caller) = request.extensions().get::<Caller>().cloned() else {
+                return Ok(
+                    Status::internal("the server does not authorize this request").into_http(),
+                );
+            };
+            let answered = match forwarder.place(&caller).await {
+                Ok(Place::Here) => return inner.call(request).await,
+                Ok(Place::At(route)) => forwarder.send(route, &caller, request).await,
+                Err(status) => Err(status),
+            };
+            Ok(answered.unwrap_or_else(Status::into_http))
+        }))
+    }
+}

@@ -1,0 +1,252 @@
+//! The managers as consensus knows them: for `node ls`, for the nodes' list of managers, and for one that joins.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::{Arc, OnceLock};
+use std::time::Duration;
+
+use swarm_proto::id::NodeId;
+use swarm_proto::own::membership_server::Membership as Rpc;
+use swarm_proto::{own, pb};
+use tonic::{Request, Response, Status};
+
+use super::authorize::Caller;
+use super::controlapi;
+use super::dispatcher::Dispatcher;
+use super::raft::{Member, Membership, MembershipError, RaftId};
+use super::store::machine::StoreMachine;
+use super::writer::Store;
+use super::{raft_id, roles};
+use crate::ca::{Role, SecurityConfig, connect};
+
+/// How much a node prefers a manager: all are alike, as in SwarmKit.
+const MANAGER_WEIGHT: i64 = 10;
+/// A manager that has answered the leader within this time is there: some heartbeats.
+pub(crate) const HEARD_WITHIN: Duration = Duration::from_secs(2);
+/// Most addresses of one manager.
+const ADDRESSES_MAX: usize = 8;
+/// Longest time that one request to join is worked on: a snapshot may have to go over the wire. The joiner asks again.
+const JOIN_LIMIT: Duration = Duration::from_secs(60);
+
+/// What consensus knows of the managers.
+#[derive(Debug)]
+pub(crate) struct Members {
+    membership: Membership<StoreMachine>,
+}
+
+impl Members {
+    pub(crate) fn new(membership: Membership<StoreMachine>) -> Self {
+        Self { membership }
+    }
+}
+
+impl controlapi::Managers for Members {
+    fn may_go(&self, node: NodeId) -> Result<(), String> {
+        let status = self.membership.status();
+        roles::status_without(&status, raft_id(node)).map_err(|lost| lost.to_string())
+    }
+
+    fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
+        use pb::raft_member_status::Reachability;
+        let status = self.membership.status();
+        let id = raft_id(node);
+        let known = status.members.get(&id)?;
+        let reachability = match (id == status.id, known.heard) {
+            (true, _) => Reachability::Reachable,
+            (false, Some(ago)) if ago < HEARD_WITHIN => Reachability::Reachable,
+            (false, _) if status.leader == Some(status.id) => Reachability::Unreachable,
+            // Only the leader hears from the others.
+            (false, _) => Reachability::Unknown,
+        };
+        Some(pb::ManagerStatus {
+            raft_id: id,
+            addr: known.member.addresses.first().cloned().unwrap_or_default(),
+            leader: status.leader == Some(id),
+            reachability: reachability.into(),
+        })
+    }
+}
+
+/// The managers as nodes are told of them.
+pub(crate) fn peers(members: &BTreeMap<RaftId, Member>) -> Vec<pb::WeightedPeer> {
+    let peers = members.values().flat_map(|member| {
+        member.addresses.iter().map(|addr| pb::WeightedPeer {
+            peer: Some(pb::Peer {
+                node_id: member.node_id.clone(),
+                addr: addr.clone(),
+            }),
+            weight: MANAGER_WEIGHT,
+        })
+    });
+    peers.collect()
+}
+
+/// Serves `Membership`.
+#[derive(Debug, Clone)]
+pub(crate) struct MembershipServer {
+    pub(crate) dispatcher: Dispatcher,
+    pub(crate) store: Store,
+    pub(crate) membership: Membership<StoreMachine>,
+    pub(crate) security: Arc<OnceLock<SecurityConfig>>,
+}
+
+impl MembershipServer {
+    /// The manager that calls.
+    fn joiner(&self, caller: &Caller) -> Result<NodeId, Status> {
+        let peer = caller.node()?;
+        let node = peer.node_id;
+        if peer.role != Role::Manager {
+            return Err(Status::permission_denied(format!(
+                "node {node} is no manager"
+            )));
+        }
+        let state = self.store.view();
+        let known = state.nodes.get(&node).ok_or_else(|| {
+            Status::not_found(format!(
+                "node {node} is not part of the cluster: it was removed; join again with an empty state directory"
+            ))
+        })?;
+        if known.desired_role != pb::NodeRole::Manager {
+            return Err(Status::failed_precondition(format!(
+                "node {node} is to be a worker; `swarmctl node promote {node}` makes it a manager"
+            )));
+        }
+        Ok(node)
+    }
+
+    /// Takes only addresses where something answers: a member that can't be reached counts against the majority.
+    async fn check_reachable(&self, addresses: &[String]) -> Result<(), Status> {
+        let security = self.security.get();
+        let security = security.ok_or_else(|| Status::unavailable("this manager is starting"))?;
+        for address in addresses {
+            connect(address, security).await.map_err(|error| {
+                Status::failed_precondition(format!(
+                    "the managers can't reach this one: {error}; open the way, or name another address with \
+                     --advertise-remote-api"
+                ))
+            })?;
+        }
+        Ok(())
+    }
+}
+
+/// The addresses of a request, the caller's own put in for unspecified ones.
+fn addresses(given: &[String], remote: Option<SocketAddr>) -> Result<Vec<String>, Status> {
+    if given.is_empty() || given.len() > ADDRESSES_MAX {
+        return Err(Status::invalid_argument(format!(
+            "addresses: {} were given; say 1 to {ADDRESSES_MAX}",
+            given.len()
+        )));
+    }
+    let resolve = |text: &String| match text.parse::<SocketAddr>() {
+        Ok(addr) if addr.ip().is_unspecified() => match remote {
+            Some(remote) => {
+                Ok(SocketAddr::new(remote.ip().to_canonical(), addr.port()).to_string())
+            }
+            None => Err(Status::invalid_argument(format!(
+                "addresses: {text:?} says nothing without the caller's own address"
+            ))),
+        },
+        Ok(_) => Ok(text.clone()),
+        Err(_)
+            if text
+                .rsplit_once(':')
+                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
+        {
+            Ok(text.clone())
+        }
+        Err(_) => Err(Status::invalid_argument(format!(
+            "addresses: {text:?} is not host:port"
+        ))),
+    };
+    given.iter().map(resolve).collect()
+}
+
+#[tonic::async_trait]
+impl Rpc for MembershipServer {
+    async fn leave_cluster(
+        &self,
+        request: Request<own::LeaveClusterRequest>,
+    ) -> Result<Response<own::LeaveClusterResponse>, Status> {
+        let node = Caller::of(&request)?.node()?.node_id;
+        let members = self.membership.status();
+        let id = raft_id(node);
+        if members.members.contains_key(&id) {
+            if id == members.id {
+                return Err(Status::unavailable(
+                    "this manager still leads, and can't take itself out; try again",
+                ));
+            }
+            let removed = self.membership.remove(id).await;
+            removed.map_err(|e| Status::unavailable(e.to_string()))?;
+            tracing::info!(node.id = %node, "a manager left");
+        }
+        self.dispatcher.leave(node).await?;
+        Ok(Response::new(own::LeaveClusterResponse {}))
+    }
+
+    async fn join_managers(
+        &self,
+        request: Request<own::JoinManagersRequest>,
+    ) -> Result<Response<own::JoinManagersResponse>, Status> {
+        let caller = Caller::of(&request)?.clone();
+        let node = self.joiner(&caller)?;
+        let request = request.into_inner();
+        let addresses = addresses(&request.addresses, caller.remote)?;
+        let id = raft_id(node);
+        let known = self.membership.status().members.get(&id).cloned();
+        if request.empty && known.is_some_and(|known| known.voter) {
+            return Err(Status::failed_precondition(format!(
+                "node {node} voted and lost its log, so it can't vote again: `swarmctl node demote {node}` and \
+                 `swarmctl node rm {node}`, then join with an empty state directory"
+            )));
+        }
+        self.check_reachable(&addresses).await?;
+        let member = Member {
+            node_id: node.to_string(),
+            addresses,
+        };
+        let limit = JOIN_LIMIT;
+        let added = tokio::time::timeout(limit, self.membership.add(id, member)).await;
+        match added {
+            Ok(Ok(())) => {
+                tracing::info!(node.id = %node, "a manager joined");
+                Ok(Response::new(own::JoinManagersResponse {}))
+            }
+            Ok(Err(error @ MembershipError::Refused(_))) => {
+                Err(Status::aborted(format!("{error}; try again")))
+            }
+            Ok(Err(error @ (MembershipError::NotLeader { .. } | MembershipError::Stopped(_)))) => {
+                Err(Status::unavailable(error.to_string()))
+            }
+            Err(_) => Err(Status::deadline_exceeded(format!(
+                "the new manager has not caught up within {limit:?}; it goes on"
+            ))),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_unspecified_address_is_the_callers() {
+        let remote = Some("10.0.0.7:50000".parse().unwrap());
+        let given = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
+        let all = given(&["0.0.0.0:4242", "m2.example:4242", "10.1.1.1:1", "[::]:5"]);
+        assert_eq!(
+            addresses(&all, remote).unwrap(),
+            [
+                "10.0.0.7:4242",
+                "m2.example:4242",
+                "10.1.1.1:1",
+                "10.0.0.7:5"
+            ]
+        );
+        for wrong in [vec![], given(&["host"]), given(&[":1"]), given(&["h:p"])] {
+            assert!(addresses(&wrong, remote).is_err(), "{wrong:?}");
+        }
+        assert!(addresses(&given(&["0.0.0.0:1"]), None).is_err());
+    }
+}

@@ -1,0 +1,284 @@
+//! A node while it runs: what it serves, what ends it, and its stop in reverse order of starting.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use swarm_proto::{own, pb};
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+use tonic::service::Routes;
+
+use super::NodeError;
+use crate::agent::{Agent, Notices};
+use crate::ca::{ControlSocket, Role, SecurityConfig, TlsIncoming};
+use crate::clock::Clock;
+use crate::config::Config;
+use crate::host;
+use crate::manager::authorize::AuthorizeLayer;
+use crate::manager::forward::{ForwardLayer, Forwarder};
+use crate::manager::joining::Joiner;
+use crate::manager::{Manager, server};
+use crate::operator::LeaveOrder;
+use crate::state_dir::StateDir;
+
+/// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
+const STOP_MAX: Duration = Duration::from_secs(8);
+
+/// How a node's run ended, where it was no error.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum End {
+    /// It was told to stop.
+    Stopped,
+    /// It left the cluster.
+    Left,
+    /// Its certificate has another role now.
+    Role(Role),
+}
+
+/// What both kinds of node run on.
+pub(super) struct Running {
+    pub(super) config: Config,
+    pub(super) state: StateDir,
+    pub(super) security: SecurityConfig,
+    pub(super) clock: Clock,
+    pub(super) cancel: CancellationToken,
+    pub(super) tasks: JoinSet<()>,
+    pub(super) agent: Arc<Agent>,
+    pub(super) leave: mpsc::Receiver<LeaveOrder>,
+}
+
+impl Running {
+    fn layer(&self, manager: Option<&Manager>) -> AuthorizeLayer {
+        let store = manager.map(|m| m.store().clone());
+        AuthorizeLayer::new(self.security.clone(), move |node| {
+            let cluster = store.as_ref().and_then(|s| s.view().cluster);
+            cluster.is_some_and(|c| c.blacklist.contains_key(&node))
+        })
+    }
+
+    /// Serves operators; on a manager, what the leader answers is sent on.
+    pub(super) fn serve_socket(
+        &mut self,
+        socket: ControlSocket,
+        routes: Routes,
+        forwarder: Option<Arc<Forwarder>>,
+    ) {
+        let cancel = self.cancel.clone();
+        let layer = self.layer(None);
+        tracing::info!(path = %socket.path().display(), "control socket is open");
+        self.tasks.spawn(async move {
+            let mut server = server::builder()
+                .layer(layer)
+                .layer(ForwardLayer(forwarder));
+            let server = server.add_routes(routes);
+            let stop = cancel.cancelled_owned();
+            if let Err(error) = server.serve_with_incoming_shutdown(socket, stop).await {
+                tracing::error!(%error, "the control socket failed");
+            }
+        });
+    }
+
+    /// Serves the other nodes.
+    pub(super) fn serve_remote(
+        &mut self,
+        incoming: TlsIncoming,
+        routes: Routes,
+        (manager, forwarder): (&Manager, Arc<Forwarder>),
+    ) {
+        let cancel = self.cancel.clone();
+        let layer = self.layer(Some(manager));
+        tracing::info!(address = %incoming.local_addr(), "manager API is open");
+        self.tasks.spawn(async move {
+            let mut server = server::builder()
+                .layer(layer)
+                .layer(ForwardLayer(Some(forwarder)));
+            let server = server.add_routes(routes);
+            let stop = cancel.cancelled_owned();
+            if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
+                tracing::error!(%error, "the manager API failed");
+            }
+        });
+    }
+
+    /// Takes part in consensus as soon as the managers let this one in, where it does not yet.
+    pub(super) fn join_managers(&mut self, manager: &Manager) -> Result<(), NodeError> {
+        let Some(via) = self.state.joining()? else {
+            return Ok(());
+        };
+        let joiner = Joiner {
+            security: self.security.clone(),
+            membership: manager.membership(),
+            addresses: vec![host::joining_address(&self.config)],
+            via: vec![via],
+        };
+        let marker = self.state.joining_marker();
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            if cancel.run_until_cancelled(joiner.run()).await.is_none() {
+                return;
+            }
+            // Left behind, it makes the next start look once whether this manager votes.
+            if let Err(error) = tokio::fs::remove_file(&marker).await {
+                tracing::warn!(path = %marker.display(), %error, "can't remove a mark that is done with");
+            }
+        });
+        Ok(())
+    }
+
+    /// Runs the agent until the node is stopped, left, broken, or has another role.
+    pub(super) async fn until_end(&mut self, manager: Option<&Manager>) -> Result<End, NodeError> {
+        let agent = Arc::clone(&self.agent);
+        let cancel = self.cancel.clone();
+        let role = self.security.identity().role();
+        let mut identities = self.security.changes();
+        let other_role = async {
+            loop {
+                match identities.next().await {
+                    Some(identity) if identity.role() != role => return identity.role(),
+                    Some(_) => {}
+                    None => std::future::pending().await,
+                }
+            }
+        };
+        let broken = async {
+            match manager {
+                Some(manager) => manager.stopped().await,
+                None => std::future::pending().await,
+            }
+        };
+        let mut running = std::pin::pin!(agent.run(cancel.clone()));
+        let mut broken = std::pin::pin!(broken);
+        let mut other_role = std::pin::pin!(other_role);
+        loop {
+            tokio::select! {
+                biased;
+                () = cancel.cancelled() => return Ok(End::Stopped),
+                () = &mut running => return Ok(End::Stopped),
+                reason = &mut broken => {
+                    let reason = reason.unwrap_or_else(|| "it was shut down".to_owned());
+                    return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
+                }
+                role = &mut other_role => return Ok(End::Role(role)),
+                order = self.leave.recv() => {
+                    let Some(order) = order else { return Ok(End::Stopped) };
+                    // The agent carries the order out: it has to go on meanwhile.
+                    let left = tokio::select! {
+                        biased;
+                        () = cancel.cancelled() => return Ok(End::Stopped),
+                        () = &mut running => return Ok(End::Stopped),
+                        left = leave(&self.agent, order, manager) => left,
+                    };
+                    if left {
+                        return Ok(End::Left);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Stops in reverse order of starting, within [`STOP_MAX`]; forgets the cluster if it was left.
+    pub(super) async fn stop(
+        mut self,
+        manager: Option<Manager>,
+        end: Result<End, NodeError>,
+    ) -> Result<End, NodeError> {
+        self.cancel.cancel();
+        let orderly = async {
+            if let Some(manager) = &manager {
+                manager.hand_over().await;
+            }
+            while self.tasks.join_next().await.is_some() {}
+            if let Some(manager) = manager {
+                manager.shutdown().await;
+            }
+        };
+        if self.clock.timeout(STOP_MAX, orderly).await.is_err() {
+            tracing::warn!("connections were still open after {STOP_MAX:?}; closing them");
+        }
+        self.tasks.abort_all();
+        let end = end?;
+        match end {
+            End::Left => {
+                self.state.clear()?;
+                tracing::info!(
+                    state_dir = %self.config.state_dir.display(),
+                    "left the cluster; the state dir is empty"
+                );
+            }
+            End::Role(role) => tracing::info!(%role, "this node goes on in another role"),
+            End::Stopped => {}
+        }
+        Ok(end)
+    }
+}
+
+/// Follows what managers say of themselves and of this node's certificate.
+pub(super) async fn heed(
+    mut notices: Notices,
+    managers: watch::Sender<Vec<String>>,
+    (security, renew_now): (SecurityConfig, Arc<Notify>),
+    cancel: CancellationToken,
+) {
+    let follow = async {
+        while notices.changed().await.is_ok() {
+            let Some(message) = notices.borrow_and_update().clone() else {
+                continue;
+            };
+            let peers = message.managers.iter().filter_map(|m| m.peer.as_ref());
+            let addrs: Vec<String> = peers.map(|p| p.addr.clone()).collect();
+            if !addrs.is_empty() {
+                managers.send_replace(addrs);
+            }
+            let status = message
+                .node
+                .as_ref()
+                .and_then(|n| n.certificate.as_ref()?.status.as_ref());
+            let rotate = status.is_some_and(|s| s.state() == pb::issuance_status::State::Rotate);
+            if rotate || asks_for_another_role(&message, &security) {
+                renew_now.notify_one();
+            }
+        }
+    };
+    // Without an agent there is nobody to follow; the renewer goes on by its own clock.
+    let _ = cancel.run_until_cancelled(follow).await;
+}
+
+/// Promoted or demoted: the role comes with the next certificate.
+fn asks_for_another_role(message: &pb::SessionMessage, security: &SecurityConfig) -> bool {
+    let spec = message.node.as_ref().and_then(|node| node.spec.as_ref());
+    spec.is_some_and(|spec| {
+        let role = match spec.desired_role() {
+            pb::NodeRole::Worker => Role::Worker,
+            pb::NodeRole::Manager => Role::Manager,
+        };
+        role != security.identity().role()
+    })
+}
+
+/// Carries out an order to leave. True when the node has left.
+async fn leave(agent: &Agent, order: LeaveOrder, manager: Option<&Manager>) -> bool {
+    if let Some(manager) = manager
+        && !order.force
+    {
+        let _ = order.answer.send(Err(manager.why_stay()));
+        return false;
+    }
+    if let Some(manager) = manager {
+        // The managers that stay take it out of consensus; the leader can't do that to itself.
+        manager.hand_over().await;
+    }
+    match agent.leave(order.force).await {
+        Ok(left) => {
+            let _ = order.answer.send(Ok(own::LeaveResponse {
+                removed_tasks: left.removed_tasks,
+                acknowledged: left.acknowledged,
+            }));
+            true
+        }
+        Err(error) => {
+            let _ = order.answer.send(Err(error.to_string()));
+            false
+        }
+    }
+}
