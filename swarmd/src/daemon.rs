@@ -100,7 +100,12 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
         ended = &mut running => return Ok(ended?),
     }
     cancel.cancel();
-    Ok(running.await?)
+    tokio::select! {
+        biased;
+        ended = &mut running => Ok(ended?),
+        _ = terminate.recv() => Err("stopped at once, by a second signal".into()),
+        _ = interrupt.recv() => Err("stopped at once, by a second signal".into()),
+    }
 }
 
 async fn leave(config: &Config, force: bool) -> Result<(), Box<dyn std::error::Error>> {

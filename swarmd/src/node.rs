@@ -22,7 +22,6 @@ use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::service::Routes;
 
 use crate::agent::{Agent, AgentConfig, AgentStatus};
 use crate::ca::{
@@ -108,7 +107,12 @@ async fn run_once(config: Config, cancel: CancellationToken) -> Result<End, Node
     let clock = Clock::real();
     let state = StateDir::open(&config.state_dir)?;
     let socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
-    let known = start_identity(&config, &state, &clock).await?;
+    // Joining waits for managers that may never answer.
+    let identity = cancel.run_until_cancelled(start_identity(&config, &state, &clock));
+    let Some(known) = identity.await else {
+        return Ok(End::Stopped);
+    };
+    let known = known?;
     let site = Site {
         config,
         state,
@@ -160,6 +164,7 @@ async fn start_identity(
             availability,
         };
         let identity = join(&request, clock).await?;
+        state.remember_manager(&join_to.addr)?;
         if identity.role() == Role::Manager {
             state.begin_join(&join_to.addr)?;
         }
@@ -203,8 +208,13 @@ fn known_identity(
 
 /// A node that can't run containers joins drained: visible, and given nothing.
 async fn first_availability(config: &Config) -> Availability {
-    if config.executor != ExecutorKind::Containerd || executors::reachable(config).await {
-        return config.availability;
+    match config.executor {
+        ExecutorKind::Simulated => return config.availability,
+        ExecutorKind::None => return Availability::Drain,
+        ExecutorKind::Containerd if executors::reachable(config).await => {
+            return config.availability;
+        }
+        ExecutorKind::Containerd => {}
     }
     tracing::warn!(
         address = config.engine_addr,
@@ -236,7 +246,11 @@ async fn run_worker(
     // What a manager that was demoted leaves behind.
     site.state.forget_manager()?;
     let security = SecurityConfig::new(identity, site.clock.clone())?;
-    let managers = site.config.join_addr.iter().cloned().collect();
+    let known = match &site.config.join_addr {
+        Some(told) => Some(told.clone()),
+        None => site.state.remembered_manager()?,
+    };
+    let managers = known.into_iter().collect();
     let (mut running, ports) = start(site, security, managers).await?;
     let ask = AskManager::new(ports.managers.clone());
     let cluster = ClusterState::Elsewhere(ask.clone());
@@ -388,7 +402,7 @@ async fn start(
     let renew_now = Arc::new(Notify::new());
     tasks.spawn(heed(
         agent.notices(),
-        known,
+        (known, agent.status()),
         (security.clone(), Arc::clone(&renew_now)),
         cancel.clone(),
     ));
@@ -412,6 +426,7 @@ async fn start(
         clock,
         cancel,
         tasks,
+        servers: JoinSet::new(),
         agent,
         leave,
     };

@@ -9,6 +9,10 @@ use std::path::{Path, PathBuf};
 const BOOTSTRAP: &str = "bootstrap";
 /// Marks a manager that is not a member of consensus yet; names the manager it asks.
 const JOINING: &str = "joining";
+/// Names the manager that this node joined through: the first to ask until others are known.
+const MANAGER: &str = "manager";
+/// Data of named volumes: the operator's, not the cluster's.
+const VOLUMES: &str = "volumes";
 const LOCK: &str = "lock";
 
 /// The locked state directory; free again when dropped.
@@ -77,9 +81,10 @@ impl StateDir {
         &self.path
     }
 
-    /// Whether there is consensus state.
+    /// Whether there is consensus state. An empty directory is none: a log that was lost must not begin anew.
     pub(crate) fn has_raft(&self) -> bool {
-        self.path.join("raft").exists()
+        let entries = std::fs::read_dir(self.path.join("raft"));
+        entries.is_ok_and(|mut entries| entries.next().is_some())
     }
 
     /// Marks the start of a bootstrap. What an earlier one left that did not finish goes.
@@ -131,16 +136,45 @@ impl StateDir {
     /// # Errors
     /// When the file can't be written.
     pub(crate) fn begin_join(&self, via: &str) -> Result<(), StateDirError> {
-        let marker = self.path.join(JOINING);
+        self.note(JOINING, via)
+    }
+
+    /// Keeps the address of the manager that this node joins through.
+    ///
+    /// # Errors
+    /// When the file can't be written.
+    pub(crate) fn remember_manager(&self, addr: &str) -> Result<(), StateDirError> {
+        self.note(MANAGER, addr)
+    }
+
+    /// The manager that this node joined through.
+    ///
+    /// # Errors
+    /// When the file is there and can't be read.
+    pub(crate) fn remembered_manager(&self) -> Result<Option<String>, StateDirError> {
+        self.read_note(MANAGER)
+    }
+
+    fn note(&self, name: &str, text: &str) -> Result<(), StateDirError> {
+        let path = self.path.join(name);
         let write = || {
-            let mut file = File::create(&marker)?;
-            file.write_all(via.as_bytes())?;
+            let mut file = File::create(&path)?;
+            file.write_all(text.as_bytes())?;
             file.sync_all()
         };
         write().map_err(|reason| StateDirError::Io {
-            path: marker.clone(),
+            path: path.clone(),
             reason,
         })
+    }
+
+    fn read_note(&self, name: &str) -> Result<Option<String>, StateDirError> {
+        let path = self.path.join(name);
+        match std::fs::read_to_string(&path) {
+            Ok(text) => Ok(Some(text.trim().to_owned()).filter(|text| !text.is_empty())),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(reason) => Err(StateDirError::Io { path, reason }),
+        }
     }
 
     /// The manager to ask, where this one is not a member yet.
@@ -148,12 +182,7 @@ impl StateDir {
     /// # Errors
     /// When the mark is there and can't be read.
     pub(crate) fn joining(&self) -> Result<Option<String>, StateDirError> {
-        let path = self.path.join(JOINING);
-        match std::fs::read_to_string(&path) {
-            Ok(via) => Ok(Some(via)),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(reason) => Err(StateDirError::Io { path, reason }),
-        }
+        self.read_note(JOINING)
     }
 
     /// Where the mark of [`Self::begin_join`] is.
@@ -181,7 +210,7 @@ impl StateDir {
         }
     }
 
-    /// Removes everything of the cluster that was left; the directory itself stays.
+    /// Removes everything of the cluster that was left; the directory itself stays, and so do volumes.
     ///
     /// # Errors
     /// The first entry that can't be removed; the others are gone all the same.
@@ -193,7 +222,7 @@ impl StateDir {
         let mut first = None;
         for entry in std::fs::read_dir(&self.path).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
-            if name == LOCK {
+            if name == LOCK || name == VOLUMES {
                 continue;
             }
             if let Err(e) = self.remove(&name) {

@@ -154,6 +154,11 @@ impl IdentityDir {
             (_, None, None) => return Ok(None),
             (Some(root), Some(cert), Some(key)) => (root, cert, key),
             (_, None, Some(_)) => return Err(self.missing(NODE_CERT, NODE_KEY)),
+            // A first store that was interrupted: the key is beside its place.
+            (Some(root), Some(cert), None) if self.pending(NODE_KEY).exists() => {
+                let identity = self.finish_replacement(&cert, &root)?;
+                return self.in_time(identity, now, expired);
+            }
             (_, Some(_), None) => return Err(self.missing(NODE_KEY, NODE_CERT)),
             (None, Some(_), Some(_)) => return Err(self.missing(ROOT_CERT, NODE_CERT)),
         };
@@ -162,6 +167,15 @@ impl IdentityDir {
             Err(IdentityError::KeyMismatch) => self.finish_replacement(&cert, &root)?,
             other => other.map_err(|e| self.explain(e))?,
         };
+        self.in_time(identity, now, expired)
+    }
+
+    fn in_time(
+        &self,
+        identity: NodeIdentity,
+        now: Timestamp,
+        expired: ExpiredCertificate,
+    ) -> Result<Option<NodeIdentity>, StateFileError> {
         match (identity.check_time(now), expired) {
             (Ok(()), _) | (Err(IdentityError::Expired { .. }), ExpiredCertificate::Allow) => {
                 Ok(Some(identity))
@@ -241,7 +255,7 @@ impl IdentityDir {
             .ok_or_else(mismatch)?;
         let identity = NodeIdentity::from_pem(cert, &key, root).map_err(|_| mismatch())?;
         self.commit(NODE_KEY)?;
-        tracing::info!(file = %self.dir.join(NODE_KEY).display(), "finished an interrupted certificate renewal");
+        tracing::info!(file = %self.dir.join(NODE_KEY).display(), "finished writing a certificate that was interrupted");
         Ok(identity)
     }
 

@@ -169,13 +169,11 @@ impl Control {
                 }
                 Ok(first.is_none())
             }
+            Err(error @ (WriteError::NotLeader { .. } | WriteError::ShuttingDown)) => Err(error),
             Err(
-                error @ (WriteError::NotLeader { .. }
-                | WriteError::NoLeader(_)
-                | WriteError::ShuttingDown),
-            ) => Err(error),
-            Err(
+                // Without a majority this manager may lead on, and has one again later.
                 error @ (WriteError::TooLarge { .. }
+                | WriteError::NoLeader(_)
                 | WriteError::Unknown(_)
                 | WriteError::Overloaded(_)
                 | WriteError::Storage(_)),

@@ -63,6 +63,8 @@ use store::machine::StoreMachine;
 use store::watch::Hub;
 use writer::{RaftDoor, Store};
 
+/// Pause before duties that ended by themselves begin again.
+const DUTY_PAUSE: Duration = Duration::from_millis(200);
 /// Longest wait for another manager to take over the leadership.
 const HAND_OVER: Duration = Duration::from_secs(2);
 
@@ -293,7 +295,6 @@ impl Duties {
                 let (store, clock) = (self.store.clone(), self.clock.clone());
                 let pass = control_loop::run(store, clock, seed(), stop.clone());
                 duties.spawn(async move {
-                    // It ends by itself only with the leadership, which is noticed here too.
                     if let Err(error) = pass.await {
                         tracing::info!(%error, "the control loop has ended");
                     }
@@ -308,11 +309,18 @@ impl Duties {
                     stop.clone(),
                 ));
             }
-            // Until the term changes: another leader, or this one again later.
-            let ended = tokio::select! {
+            // Until the term changes: another leader, or this one again later. A duty that ends by itself begins again:
+            // a leader that does only a part of its work would look healthy and be none.
+            let (ended, pause) = tokio::select! {
                 biased;
-                () = cancel.cancelled() => true,
-                changed = self.leadership.wait_for(|now| now.term() != term) => changed.is_err(),
+                () = cancel.cancelled() => (true, Duration::ZERO),
+                changed = self.leadership.wait_for(|now| now.term() != term) => {
+                    (changed.is_err(), Duration::ZERO)
+                }
+                Some(first) = duties.join_next() => {
+                    tracing::warn!(error = first.err().map(tracing::field::display), "a duty of the leader ended by itself; all begin again");
+                    (false, DUTY_PAUSE)
+                }
             };
             stop.cancel();
             while let Some(ended) = duties.join_next().await {
@@ -323,6 +331,7 @@ impl Duties {
             if ended {
                 return;
             }
+            self.clock.sleep(pause).await;
         }
     }
 }

@@ -10,7 +10,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::service::Routes;
 
 use super::NodeError;
-use crate::agent::{Agent, Notices};
+use crate::agent::{Agent, AgentStatus, Notices};
 use crate::ca::{ControlSocket, Role, SecurityConfig, TlsIncoming};
 use crate::clock::Clock;
 use crate::config::Config;
@@ -24,6 +24,11 @@ use crate::state_dir::StateDir;
 
 /// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
 const STOP_MAX: Duration = Duration::from_secs(8);
+
+/// Time for the agent to end by itself.
+const AGENT_STOP: Duration = Duration::from_secs(2);
+/// Time for requests that are under way; streams don't end by themselves and are cut off then.
+const REQUESTS_STOP: Duration = Duration::from_millis(500);
 
 /// How a node's run ended, where it was no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -44,6 +49,7 @@ pub(super) struct Running {
     pub(super) clock: Clock,
     pub(super) cancel: CancellationToken,
     pub(super) tasks: JoinSet<()>,
+    pub(super) servers: JoinSet<()>,
     pub(super) agent: Arc<Agent>,
     pub(super) leave: mpsc::Receiver<LeaveOrder>,
 }
@@ -67,7 +73,7 @@ impl Running {
         let cancel = self.cancel.clone();
         let layer = self.layer(None);
         tracing::info!(path = %socket.path().display(), "control socket is open");
-        self.tasks.spawn(async move {
+        self.servers.spawn(async move {
             let mut server = server::builder()
                 .layer(layer)
                 .layer(ForwardLayer(forwarder));
@@ -89,7 +95,7 @@ impl Running {
         let cancel = self.cancel.clone();
         let layer = self.layer(Some(manager));
         tracing::info!(address = %incoming.local_addr(), "manager API is open");
-        self.tasks.spawn(async move {
+        self.servers.spawn(async move {
             let mut server = server::builder()
                 .layer(layer)
                 .layer(ForwardLayer(Some(forwarder)));
@@ -153,8 +159,9 @@ impl Running {
         loop {
             tokio::select! {
                 biased;
-                () = cancel.cancelled() => return Ok(End::Stopped),
+                // It ends with the token, after it has written down what it knows.
                 () = &mut running => return Ok(End::Stopped),
+                () = late(&self.clock, &cancel) => return Ok(End::Stopped),
                 reason = &mut broken => {
                     let reason = reason.unwrap_or_else(|| "it was shut down".to_owned());
                     return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
@@ -165,8 +172,8 @@ impl Running {
                     // The agent carries the order out: it has to go on meanwhile.
                     let left = tokio::select! {
                         biased;
-                        () = cancel.cancelled() => return Ok(End::Stopped),
                         () = &mut running => return Ok(End::Stopped),
+                        () = late(&self.clock, &cancel) => return Ok(End::Stopped),
                         left = leave(&self.agent, order, manager) => left,
                     };
                     if left {
@@ -189,21 +196,32 @@ impl Running {
                 manager.hand_over().await;
             }
             while self.tasks.join_next().await.is_some() {}
-            if let Some(manager) = manager {
-                manager.shutdown().await;
-            }
+            let requests = async { while self.servers.join_next().await.is_some() {} };
+            // Streams are cut off: their clients find another manager.
+            let _ = self.clock.timeout(REQUESTS_STOP, requests).await;
         };
         if self.clock.timeout(STOP_MAX, orderly).await.is_err() {
-            tracing::warn!("connections were still open after {STOP_MAX:?}; closing them");
+            tracing::warn!("what was under way has not ended after {STOP_MAX:?}; it is cut off");
         }
-        self.tasks.abort_all();
+        self.servers.shutdown().await;
+        self.tasks.shutdown().await;
+        // Also after that: a log that was closed needs no repair.
+        if let Some(manager) = manager
+            && self
+                .clock
+                .timeout(STOP_MAX, manager.shutdown())
+                .await
+                .is_err()
+        {
+            tracing::warn!("the log was not closed within {STOP_MAX:?}; the next start repairs it");
+        }
         let end = end?;
         match end {
             End::Left => {
                 self.state.clear()?;
                 tracing::info!(
                     state_dir = %self.config.state_dir.display(),
-                    "left the cluster; the state dir is empty"
+                    "left the cluster; of the state dir only volumes are kept"
                 );
             }
             End::Role(role) => tracing::info!(%role, "this node goes on in another role"),
@@ -213,23 +231,34 @@ impl Running {
     }
 }
 
+/// Some time after the token was cancelled.
+async fn late(clock: &Clock, cancel: &CancellationToken) {
+    cancel.cancelled().await;
+    clock.sleep(AGENT_STOP).await;
+}
+
 /// Follows what managers say of themselves and of this node's certificate.
 pub(super) async fn heed(
     mut notices: Notices,
-    managers: watch::Sender<Vec<String>>,
+    (managers, status): (watch::Sender<Vec<String>>, watch::Receiver<AgentStatus>),
     (security, renew_now): (SecurityConfig, Arc<Notify>),
     cancel: CancellationToken,
 ) {
+    // What the operator said stays: what managers say of themselves may lead nowhere from here.
+    let told = managers.borrow().clone();
     let follow = async {
         while notices.changed().await.is_ok() {
             let Some(message) = notices.borrow_and_update().clone() else {
                 continue;
             };
             let peers = message.managers.iter().filter_map(|m| m.peer.as_ref());
-            let addrs: Vec<String> = peers.map(|p| p.addr.clone()).collect();
-            if !addrs.is_empty() {
-                managers.send_replace(addrs);
+            let mut addrs: Vec<String> = status.borrow().manager_addr.iter().cloned().collect();
+            for addr in peers.map(|p| &p.addr).chain(&told) {
+                if !addrs.contains(addr) {
+                    addrs.push(addr.clone());
+                }
             }
+            managers.send_replace(addrs);
             let status = message
                 .node
                 .as_ref()

@@ -32,6 +32,15 @@ impl Term {
         session.map_err(|e| Status::invalid_argument(e.to_string()))
     }
 
+    /// The host of a manager's first address.
+    fn address_of(&self, node: NodeId) -> Option<String> {
+        let (managers, id) = (self.managers.borrow(), node.to_string());
+        let peers = managers.iter().filter_map(|m| m.peer.as_ref());
+        let addr = peers.into_iter().find(|p| p.node_id == id)?.addr.clone();
+        let (host, _port) = addr.rsplit_once(':')?;
+        Some(host.trim_matches(['[', ']']).to_owned())
+    }
+
     /// Opens a session: the node is READY once this returns.
     async fn register(
         &self,
@@ -97,7 +106,14 @@ impl Rpc for Dispatcher {
     ) -> Result<Response<Self::SessionStream>, Status> {
         let term = self.term()?;
         let node = caller(&request)?;
-        let addr = Caller::of(&request)?.remote.map(|a| a.ip().to_string());
+        let addr = Caller::of(&request)?.remote.map(|remote| {
+            let ip = remote.ip().to_canonical();
+            match ip.is_loopback() {
+                // A manager's own agent: the address that the others reach it by is the one to tell.
+                true => term.address_of(node).unwrap_or_else(|| ip.to_string()),
+                false => ip.to_string(),
+            }
+        });
         let request = request.into_inner();
         // A node that lost its connection only goes on with the session it has.
         let known = term.session_of(node, &request.session_id).ok();
@@ -196,7 +212,8 @@ impl Dispatcher {
     /// The node leaves: its session ends, and its tasks run elsewhere at once.
     pub(crate) async fn leave(&self, node: NodeId) -> Result<(), Status> {
         let term = self.term()?;
-        term.sessions().close(node, None);
+        // Told before its session ends: the node would register again, and READY come after DOWN.
+        term.sessions().leave(node, term.clock.monotonic());
         let down = Change::SetNodeStatus {
             id: node,
             state: pb::node_status::State::Down,
@@ -204,7 +221,12 @@ impl Dispatcher {
             addr: None,
             description: None,
         };
-        term.write_one(down).await?;
+        let written = term.write_one(down).await;
+        if let Err(status) = written {
+            term.sessions().stay(node);
+            return Err(status);
+        }
+        term.sessions().close(node, None);
         tracing::info!(node.id = %node, "node left the cluster");
         Ok(())
     }

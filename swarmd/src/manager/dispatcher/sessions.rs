@@ -25,12 +25,21 @@ pub(super) struct Session {
     pub(super) closed: CancellationToken,
 }
 
-/// Too many registrations.
+/// A node that said it leaves may not register for this long: its own farewell would be overtaken.
+pub(super) const LEAVE_WINDOW: Duration = Duration::from_secs(15);
+
+/// Why a node may not register now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error(
-    "the node registers too often: more than {RATE_MAX} times within {RATE_WINDOW:?}; it may try again later"
-)]
-pub(super) struct TooOften;
+pub(super) enum NotNow {
+    /// Too many registrations.
+    #[error(
+        "the node registers too often: more than {RATE_MAX} times within {RATE_WINDOW:?}; it may try again later"
+    )]
+    TooOften,
+    /// It said that it leaves.
+    #[error("the node said that it leaves; it may register again after {LEAVE_WINDOW:?}")]
+    Leaves,
+}
 
 /// Not the node's session.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -42,19 +51,36 @@ pub(super) struct NoSession;
 pub(super) struct Sessions {
     by_node: BTreeMap<NodeId, Session>,
     attempts: BTreeMap<NodeId, (Monotonic, u32)>,
+    leaving: BTreeMap<NodeId, Monotonic>,
     pub(super) expiry: Expiry,
 }
 
 impl Sessions {
+    /// The node is about to leave.
+    pub(super) fn leave(&mut self, node: NodeId, now: Monotonic) {
+        self.leaving
+            .retain(|_, since| now.since(*since) <= LEAVE_WINDOW);
+        self.leaving.insert(node, now);
+    }
+
+    /// It could not leave after all.
+    pub(super) fn stay(&mut self, node: NodeId) {
+        self.leaving.remove(&node);
+    }
+
     /// Counts a registration.
-    pub(super) fn admit(&mut self, node: NodeId, now: Monotonic) -> Result<(), TooOften> {
+    pub(super) fn admit(&mut self, node: NodeId, now: Monotonic) -> Result<(), NotNow> {
+        let leaves = self.leaving.get(&node);
+        if leaves.is_some_and(|since| now.since(*since) <= LEAVE_WINDOW) {
+            return Err(NotNow::Leaves);
+        }
         let (since, count) = self.attempts.entry(node).or_insert((now, 0));
         if now.since(*since) > RATE_WINDOW {
             (*since, *count) = (now, 0);
         }
         *count += 1;
         if *count > RATE_MAX {
-            return Err(TooOften);
+            return Err(NotNow::TooOften);
         }
         Ok(())
     }
@@ -132,7 +158,7 @@ mod tests {
         for _ in 0..RATE_MAX {
             assert_eq!(sessions.admit(NODE, clock.monotonic()), Ok(()));
         }
-        assert_eq!(sessions.admit(NODE, clock.monotonic()), Err(TooOften));
+        assert_eq!(sessions.admit(NODE, clock.monotonic()), Err(NotNow::TooOften));
         assert_eq!(
             sessions.admit(NodeId::from_raw(2), clock.monotonic()),
             Ok(())
