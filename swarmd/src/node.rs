@@ -310,12 +310,20 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             state.end_join()?;
             state.begin_bootstrap()?;
         }
-        Start::Join if !state.has_raft() && state.joining()?.is_none() => {
-            return Err(NodeError::Refused(format!(
-                "state dir {} has a manager's certificate and no log (raft/ is missing): restore \
-                 it, or remove the directory and join again",
-                state.path().display()
-            )));
+        Start::Join if !state.has_raft() => {
+            // Just joined or promoted; or its log is lost, and then the other managers refuse it.
+            let via = match state.joining()? {
+                Some(via) => Some(via),
+                None => state.remembered_manager()?,
+            };
+            let via = via.ok_or_else(|| {
+                NodeError::Refused(format!(
+                    "state dir {} has a manager's certificate and no log (raft/ is missing): restore \
+                     it, or remove the directory and join again",
+                    state.path().display()
+                ))
+            })?;
+            state.begin_join(&via)?;
         }
         Start::Join => {}
     }

@@ -18,7 +18,14 @@ fn managers(cluster: &Cluster, on: &str) -> Result<BTreeMap<String, String>, Str
     }
     let lines = shown.stdout.lines().filter_map(|line| line.split_once('='));
     Ok(lines
-        .map(|(name, status)| (name.to_owned(), status.to_lowercase()))
+        .map(|(name, status)| {
+            // The leader has a star.
+            let status = match status.strip_suffix(" *") {
+                Some(_) => "leader".to_owned(),
+                None => status.to_lowercase(),
+            };
+            (name.to_owned(), status)
+        })
         .collect())
 }
 

@@ -158,7 +158,10 @@ mod tests {
         for _ in 0..RATE_MAX {
             assert_eq!(sessions.admit(NODE, clock.monotonic()), Ok(()));
         }
-        assert_eq!(sessions.admit(NODE, clock.monotonic()), Err(NotNow::TooOften));
+        assert_eq!(
+            sessions.admit(NODE, clock.monotonic()),
+            Err(NotNow::TooOften)
+        );
         assert_eq!(
             sessions.admit(NodeId::from_raw(2), clock.monotonic()),
             Ok(())
