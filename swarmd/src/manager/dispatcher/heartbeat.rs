@@ -64,7 +64,11 @@ impl Patience {
 impl Expiry {
     /// A sign of life.
     pub fn beat(&mut self, node: NodeId, now: Monotonic, period: Duration, patience: Patience) {
-        let deadline = now.after(patience.grace(period));
+        self.expect(node, now.after(patience.grace(period)));
+    }
+
+    /// The node is late after this.
+    pub fn expect(&mut self, node: NodeId, deadline: Monotonic) {
         if let Some(old) = self.by_node.insert(node, deadline) {
             self.by_time.remove(&(old, node));
         }
@@ -96,6 +100,9 @@ impl Expiry {
         self.by_time.first().map(|(deadline, _)| *deadline)
     }
 }
+
+/// Pause before a node is marked DOWN again where that could not be written.
+const DOWN_AGAIN: Duration = Duration::from_secs(1);
 
 /// The period of heartbeats that the cluster is set to.
 #[must_use]
@@ -173,7 +180,17 @@ async fn mark_down(term: &Term, late: Vec<(NodeId, Patience)>) {
             description: None,
         })
     });
-    term.write_nodes(changes.collect()).await;
+    if !term.write_nodes(changes.collect()).await {
+        // Not known to be DOWN, so it is still waited for: else it would stay READY, and its tasks where they are.
+        let again = term.clock.monotonic().after(DOWN_AGAIN);
+        for (id, _) in late {
+            let mut sessions = term.sessions();
+            if !sessions.has(id) {
+                sessions.expiry.expect(id, again);
+            }
+        }
+        return;
+    }
     // A node that registers meanwhile has its session before it writes READY: whichever of the two
     // writes came last, the node is READY in the end.
     let back = late

@@ -208,15 +208,17 @@ impl Term {
         }
     }
 
-    /// Writes what became of nodes. A failure is not repaired here: without leadership it is the
-    /// next leader's word that counts, and it starts by expecting all nodes.
-    async fn write_nodes(&self, changes: Vec<Change>) {
+    /// Writes what became of nodes; false where it may not have been. Without leadership it is the next leader's word that
+    /// counts, and it starts by expecting all nodes.
+    async fn write_nodes(&self, changes: Vec<Change>) -> bool {
         if changes.is_empty() {
-            return;
+            return true;
         }
-        if let Err(error) = self.store.write(self.clock.now(), changes).await {
+        let written = self.store.write(self.clock.now(), changes).await;
+        if let Err(error) = &written {
             tracing::warn!(%error, "the state of nodes is not recorded");
         }
+        written.is_ok()
     }
 }
 

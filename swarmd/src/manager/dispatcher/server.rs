@@ -78,7 +78,8 @@ impl Term {
         };
         let written = self.write_one(ready).await;
         if let Err(status) = written {
-            self.sessions().close(node, Some(&session.id));
+            // It may be READY all the same: it goes on being waited for.
+            self.sessions().abandon(node, &session.id);
             return Err(status);
         }
         tracing::info!(node.id = %node, "node registered");

@@ -103,6 +103,15 @@ impl Sessions {
         }
     }
 
+    /// Ends the node's session if it is this one; the node is still waited for.
+    pub(super) fn abandon(&mut self, node: NodeId, id: &str) {
+        if self.by_node.get(&node).is_some_and(|s| s.id == id)
+            && let Some(old) = self.by_node.remove(&node)
+        {
+            old.closed.cancel();
+        }
+    }
+
     /// The node's session, if it is this one.
     pub(super) fn check(&self, node: NodeId, id: &str) -> Result<&Session, NoSession> {
         self.by_node
