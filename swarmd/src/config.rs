@@ -85,8 +85,8 @@ struct Settings {
     /// Manager to join through (host:port); only needed the first time
     #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDR")]
     join_addr: Option<String>,
-    /// Start the cluster anew from this manager's state, with a new certificate; also when its own has
-    /// expired
+    /// Start a cluster of one manager anew from its state, with a new certificate; also when its own
+    /// has expired
     #[arg(long, env = "SWARMD_FORCE_NEW_CLUSTER")]
     #[serde(default)]
     force_new_cluster: bool,

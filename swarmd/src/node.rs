@@ -342,6 +342,18 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {
         Known::Identity(old) if config.force_new_cluster => {
+            let others = manager
+                .membership()
+                .status()
+                .members
+                .len()
+                .saturating_sub(1);
+            if others > 0 {
+                return Err(NodeError::Refused(format!(
+                    "--force-new-cluster: this manager has {others} others beside it, and this version starts only a \
+                     cluster of one manager anew; start the others"
+                )));
+            }
             let identity = bootstrap::reissue(manager.store(), clock, &old).await?;
             IdentityDir::new(state.path()).store(&identity)?;
             tracing::warn!(
