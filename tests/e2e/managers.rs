@@ -42,7 +42,8 @@ fn wait_managers(cluster: &Cluster, on: &str, names: &[&str]) -> String {
                 there == names.contains(&name.as_str())
             };
             let leader = all.iter().find(|(_, status)| *status == "leader");
-            match (all.iter().all(present), leader) {
+            let known = names.iter().all(|name| all.contains_key(*name));
+            match (known && all.iter().all(present), leader) {
                 (true, Some((leader, _))) => Ok(leader.clone()),
                 (_, _) => Err(format!("{all:?}")),
             }

@@ -62,9 +62,10 @@ impl ControlApi {
         }
         rotate_tokens(&mut cluster, &rotation)?;
         self.write(Change::UpdateCluster(Arc::new(cluster))).await?;
-        let cluster = self.cluster(&request.cluster_id).await?;
+        // The write is applied here: no barrier, which could fail where the write did not.
+        let written = self.store.view().cluster;
         Ok(pb::UpdateClusterResponse {
-            cluster: Some(convert::cluster_to_wire(&cluster)),
+            cluster: written.map(|cluster| convert::cluster_to_wire(&cluster)),
         })
     }
 

@@ -12,7 +12,7 @@ use super::error::Error;
 use super::filter::{Common, any_of, has_labels};
 use super::{ControlApi, required, version_of};
 use crate::manager::convert;
-use crate::manager::store::{Change, Node};
+use crate::manager::store::{Change, Node, State};
 
 /// A removed node's certificate stays refused this long past its longest possible life, as in
 /// SwarmKit.
@@ -21,7 +21,7 @@ const REFUSAL_GRACE: Duration = Duration::from_secs(7 * 24 * 3600);
 impl ControlApi {
     pub(super) async fn get_node_by(&self, text: &str) -> Result<pb::GetNodeResponse, Error> {
         Ok(pb::GetNodeResponse {
-            node: Some(self.node_wire(parse(text)?).await?),
+            node: Some(self.node_wire(&self.store.read().await?, parse(text)?)?),
         })
     }
 
@@ -73,7 +73,7 @@ impl ControlApi {
         })
         .await?;
         Ok(pb::UpdateNodeResponse {
-            node: Some(self.node_wire(id).await?),
+            node: Some(self.node_wire(&self.store.view(), id)?),
         })
     }
 
@@ -132,8 +132,9 @@ impl ControlApi {
         Ok(pb::RemoveNodeResponse {})
     }
 
-    async fn node_wire(&self, id: NodeId) -> Result<pb::Node, Error> {
-        let state = self.store.read().await?;
+    /// From a state that holds what the caller may have seen: after a barrier, or after its own write, which is applied here
+    /// by then. A barrier after a write could fail, and the answer would be that of a write that failed.
+    fn node_wire(&self, state: &State, id: NodeId) -> Result<pb::Node, Error> {
         let node = state.nodes.get(&id).ok_or_else(|| Error::NotFound {
             kind: "node",
             name: id.to_string(),

@@ -28,7 +28,7 @@ impl ControlApi {
         })
         .await?;
         Ok(pb::CreateServiceResponse {
-            service: Some(self.service_wire(id).await?),
+            service: Some(self.service_wire(&self.store.view(), id)?),
         })
     }
 
@@ -37,7 +37,7 @@ impl ControlApi {
         request: &pb::GetServiceRequest,
     ) -> Result<pb::GetServiceResponse, Error> {
         let id = parse(&request.service_id)?;
-        let mut service = self.service_wire(id).await?;
+        let mut service = self.service_wire(&self.store.read().await?, id)?;
         if request.insert_defaults
             && let Some(spec) = service.spec.take()
         {
@@ -77,7 +77,7 @@ impl ControlApi {
         };
         self.write(change).await?;
         Ok(pb::UpdateServiceResponse {
-            service: Some(self.service_wire(id).await?),
+            service: Some(self.service_wire(&self.store.view(), id)?),
         })
     }
 
@@ -128,8 +128,9 @@ impl ControlApi {
         Ok(pb::ListServiceStatusesResponse { statuses })
     }
 
-    async fn service_wire(&self, id: ServiceId) -> Result<pb::Service, Error> {
-        let state = self.store.read().await?;
+    /// From a state that holds what the caller may have seen: after a barrier, or after its own write, which is applied here
+    /// by then. A barrier after a write could fail, and the answer would be that of a write that failed.
+    fn service_wire(&self, state: &State, id: ServiceId) -> Result<pb::Service, Error> {
         let service = state.service(id).ok_or_else(|| Error::NotFound {
             kind: "service",
             name: id.to_string(),
