@@ -310,21 +310,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             state.end_join()?;
             state.begin_bootstrap()?;
         }
-        Start::Join if !state.has_raft() => {
-            // Just joined or promoted; or its log is lost, and then the other managers refuse it.
-            let via = match state.joining()? {
-                Some(via) => Some(via),
-                None => state.remembered_manager()?,
-            };
-            let via = via.ok_or_else(|| {
-                NodeError::Refused(format!(
-                    "state dir {} has a manager's certificate and no log (raft/ is missing): restore \
-                     it, or remove the directory and join again",
-                    state.path().display()
-                ))
-            })?;
-            state.begin_join(&via)?;
-        }
+        Start::Join if !state.has_raft() => begin_join(state)?,
         Start::Join => {}
     }
     let addr = host::advertised(config);
@@ -342,26 +328,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {
         Known::Identity(old) if config.force_new_cluster => {
-            let others = manager
-                .membership()
-                .status()
-                .members
-                .len()
-                .saturating_sub(1);
-            if others > 0 {
-                return Err(NodeError::Refused(format!(
-                    "--force-new-cluster: this manager has {others} others beside it, and this version starts only a \
-                     cluster of one manager anew; start the others"
-                )));
-            }
-            let identity = bootstrap::reissue(manager.store(), clock, &old).await?;
-            IdentityDir::new(state.path()).store(&identity)?;
-            tracing::warn!(
-                node.id = %identity.node_id(),
-                "started the cluster anew with a new certificate; leave --force-new-cluster out \
-                 from now on"
-            );
-            identity
+            start_anew(site, &manager, &old).await?
         }
         Known::Identity(identity) => identity,
         Known::Founder {
@@ -380,6 +347,44 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         }
     };
     Ok((manager, identity))
+}
+
+/// A manager without a log: it just joined or was promoted; or the log is lost, and then the others refuse it.
+fn begin_join(state: &StateDir) -> Result<(), NodeError> {
+    let via = match state.joining()? {
+        Some(via) => Some(via),
+        None => state.remembered_manager()?,
+    };
+    let via = via.ok_or_else(|| {
+        NodeError::Refused(format!(
+            "state dir {} has a manager's certificate and no log (raft/ is missing): restore it, or \
+             remove the directory and join again",
+            state.path().display()
+        ))
+    })?;
+    Ok(state.begin_join(&via)?)
+}
+
+/// Gives the only manager of a cluster a new certificate.
+async fn start_anew(
+    site: &Site,
+    manager: &Manager,
+    old: &NodeIdentity,
+) -> Result<NodeIdentity, NodeError> {
+    let members = manager.membership().status().members.len();
+    if members > 1 {
+        return Err(NodeError::Refused(format!(
+            "--force-new-cluster: this manager is one of {members}, and this version starts only a \
+             cluster of one manager anew; start the others"
+        )));
+    }
+    let identity = bootstrap::reissue(manager.store(), &site.clock, old).await?;
+    IdentityDir::new(site.state.path()).store(&identity)?;
+    tracing::warn!(
+        node.id = %identity.node_id(),
+        "started the cluster anew with a new certificate; leave --force-new-cluster out from now on"
+    );
+    Ok(identity)
 }
 
 /// Starts what every node has: the agent and the renewal of its certificate.

@@ -126,9 +126,12 @@ fn containerd_three_managers_survive_the_loss_of_their_leader() {
     cluster.wait_ready(3);
     let after = cluster.wait_running("web", 3, LIMIT);
     assert_eq!(before, after, "a change of leader replaced a task");
+    an_orderly_stop_hands_over(&mut cluster);
+}
 
-    // An orderly stop hands the leadership over.
-    let leader = wait_managers(&cluster, "n1", &["n1", "n2", "n3"]);
+/// The leader of three is stopped in order: the next request is answered, and it comes back.
+fn an_orderly_stop_hands_over(cluster: &mut Cluster) {
+    let leader = wait_managers(cluster, "n1", &["n1", "n2", "n3"]);
     cluster.node_mut(&leader).stop(Signal::SIGTERM).unwrap();
     let scale = cluster
         .node("n1")
@@ -201,7 +204,8 @@ fn containerd_roles_change_and_no_container_notices() {
     let after = cluster.node("n2").ctl(&tasks).unwrap().ok();
     let mut after: Vec<&str> = after.lines().collect();
     let mut expected: Vec<&str> = before.iter().map(|task| task.id.as_str()).collect();
-    (after.sort_unstable(), expected.sort_unstable());
+    after.sort_unstable();
+    expected.sort_unstable();
     assert_eq!(after, expected, "a change of role replaced a task");
 
     let last = cluster
