@@ -143,9 +143,10 @@ fn expected(path: &str, caller: &str) -> Code {
         path,
         "/swarm.v1.Operator/LocalStatus" | "/swarm.v1.Operator/Leave"
     );
-    let for_workers = ["Dispatcher", "ResourceAllocator", "LogBroker", "Membership"]
+    let for_workers = ["Dispatcher", "ResourceAllocator", "LogBroker"]
         .iter()
-        .any(|service| path.contains(&format!(".{service}/")));
+        .any(|service| path.contains(&format!(".{service}/")))
+        || path == "/swarm.v1.Membership/LeaveCluster";
     match caller {
         "local" => Code::Ok,
         "removed manager" => Code::PermissionDenied,
