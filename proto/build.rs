@@ -37,6 +37,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Log payloads are shared, not copied, between replication, apply and the disk.
         .bytes(".swarm.v1.RaftEntry.command")
         .bytes(".swarm.v1.RaftSnapshotChunk.data")
+        .codec_path("crate::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())
 }

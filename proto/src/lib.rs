@@ -33,6 +33,7 @@
 
 pub mod amount;
 pub mod cluster;
+mod codec;
 mod constraint;
 mod container;
 pub mod defaults;

@@ -97,23 +97,33 @@ impl Assignments {
             if let Phase::Complete(parts) = self.phase {
                 return Some(self.complete(parts));
             }
-            let state = self.term.store.view();
-            let pending = self.registration.mailbox.take();
-            self.todo.extend(pending.tasks);
-            if pending.everything {
-                self.todo.extend(self.sent.candidates(&state, self.node));
-            }
-            let changes = self.part(&state, PART_BYTES);
-            if !changes.is_empty() {
-                return Some(self.message(Type::Incremental, changes));
-            }
-            if !self.todo.is_empty() {
-                continue;
+            if let Some(message) = self.incremental() {
+                return Some(message);
             }
             tokio::select! {
                 biased;
                 () = self.session.closed.cancelled() => return None,
                 () = self.registration.mailbox.arrived() => {}
+            }
+        }
+    }
+
+    /// What changed; none when that is nothing to the node. Not part of the waiting: a state that
+    /// is held keeps all that has been replaced since.
+    fn incremental(&mut self) -> Option<pb::AssignmentsMessage> {
+        let state = self.term.store.view();
+        let pending = self.registration.mailbox.take();
+        self.todo.extend(pending.tasks);
+        if pending.everything {
+            self.todo.extend(self.sent.candidates(&state, self.node));
+        }
+        loop {
+            let changes = self.part(&state, PART_BYTES);
+            if !changes.is_empty() {
+                return Some(self.message(Type::Incremental, changes));
+            }
+            if self.todo.is_empty() {
+                return None;
             }
         }
     }
@@ -165,11 +175,7 @@ pub(super) fn tasks(term: Arc<Term>, node: NodeId, session: Session) -> Messages
         let (term, session, registration, mut sent) = lists?;
         loop {
             registration.mailbox.take();
-            let state = term.store.view();
-            let first = sent.is_none();
-            let news = assignments::diff(sent.get_or_insert_default(), &state, node);
-            if first || !news.is_empty() {
-                let message = list(&state, node);
+            if let Some(message) = news(&term.store.view(), node, &mut sent) {
                 return Some((Ok(message), Some((term, session, registration, sent))));
             }
             tokio::select! {
@@ -179,6 +185,13 @@ pub(super) fn tasks(term: Arc<Term>, node: NodeId, session: Session) -> Messages
             }
         }
     }))
+}
+
+/// The node's tasks, unless it was sent the same; what it was sent is brought up to date.
+fn news(state: &State, node: NodeId, sent: &mut Option<Sent>) -> Option<pb::TasksMessage> {
+    let first = sent.is_none();
+    let news = assignments::diff(sent.get_or_insert_default(), state, node);
+    (first || !news.is_empty()).then(|| list(state, node))
 }
 
 fn list(state: &State, node: NodeId) -> pb::TasksMessage {
@@ -234,12 +247,7 @@ impl SessionStream {
             if self.session.closed.is_cancelled() {
                 return None;
             }
-            self.registration.mailbox.take();
-            let managers = self.managers.borrow_and_update().clone();
-            let message = self.message(managers);
-            let news = essence(&message);
-            if self.last.as_ref() != Some(&news) {
-                self.last = Some(news);
+            if let Some(message) = self.news() {
                 return Some(message);
             }
             tokio::select! {
@@ -249,6 +257,20 @@ impl SessionStream {
                 Ok(()) = self.managers.changed() => {}
             }
         }
+    }
+
+    /// The message, unless it says what the last one did. Not part of the waiting, so that neither
+    /// the message nor the state is held.
+    fn news(&mut self) -> Option<pb::SessionMessage> {
+        self.registration.mailbox.take();
+        let managers = self.managers.borrow_and_update().clone();
+        let message = self.message(managers);
+        let news = essence(&message);
+        if self.last.as_ref() == Some(&news) {
+            return None;
+        }
+        self.last = Some(news);
+        Some(message)
     }
 
     fn message(&self, managers: Vec<pb::WeightedPeer>) -> pb::SessionMessage {

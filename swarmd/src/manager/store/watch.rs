@@ -1,6 +1,6 @@
 //! Who wants to know what changed: an ordered, gap-free stream of commits, or an explicit error.
 //!
-//! The hub keeps the newest commits in a ring bounded by the number of events it holds. A subscriber
+//! The hub keeps the newest commits in a ring bounded by the number of commits and events it holds. A subscriber
 //! reads at its own pace; one that falls behind the ring is told so and starts over from a view
 //! (promise P3). Nothing queues per subscriber, so a slow one costs no memory.
 
@@ -11,9 +11,10 @@ use tokio::sync::watch;
 
 use super::{Event, State};
 
-/// Events kept for subscribers that lag. At about 700 bytes an event with its old object, the ring
-/// stays below 25 MiB.
-pub const RING_EVENTS_MAX: usize = 32_768;
+/// Events kept for subscribers that lag. At about 700 bytes an event with its old object, they stay below 12 MiB.
+pub const RING_EVENTS_MAX: usize = 16_384;
+/// Commits kept for them. Each keeps the part of the state that the next ones replaced, some KiB even for one task.
+pub const RING_COMMITS_MAX: usize = 1_024;
 
 /// One log entry that changed something.
 #[derive(Debug, Clone)]
@@ -50,7 +51,7 @@ struct Ring {
 /// A subscriber fell behind the ring; it has to start over from a view.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "the watch fell behind by more than {RING_EVENTS_MAX} events; read the objects and watch again"
+    "the watch fell behind by more than {RING_COMMITS_MAX} commits or {RING_EVENTS_MAX} events; read the objects and watch again"
 )]
 pub struct Lagged;
 
@@ -98,15 +99,16 @@ impl Hub {
     /// Every commit after `version`, as far as the ring reaches back.
     ///
     /// # Errors
-    /// [`Lagged`] when commits after `version` have left the ring.
+    /// [`Lagged`] when commits after `version` have left the ring, or it is beyond the present.
     pub fn subscribe_from(&self, version: u64) -> Result<Subscription, Lagged> {
         let ring = self.lock();
         let kept_from = ring
             .commits
             .front()
             .map_or(ring.state.version, |c| c.version - 1);
-        // Without commits in the ring only the present can be continued.
-        if version < kept_from.min(ring.state.version) {
+        // Without commits in the ring only the present can be continued. What is beyond the present was seen in another
+        // life of the cluster, before a restore.
+        if version < kept_from.min(ring.state.version) || version > ring.state.version {
             return Err(Lagged);
         }
         let skip = ring
@@ -133,7 +135,9 @@ impl Hub {
                 state,
                 events,
             }));
-            while ring.events > RING_EVENTS_MAX && ring.commits.len() > 1 {
+            while ring.commits.len() > 1
+                && (ring.events > RING_EVENTS_MAX || ring.commits.len() > RING_COMMITS_MAX)
+            {
                 if let Some(gone) = ring.commits.pop_front() {
                     ring.events -= gone.events.len();
                     ring.first += 1;
@@ -271,6 +275,29 @@ mod tests {
                 .version,
             3
         );
+    }
+
+    #[test]
+    fn small_commits_are_bounded_by_their_number() {
+        let hub = Hub::default();
+        let (_, mut sub) = hub.subscribe();
+        let commits = RING_COMMITS_MAX as u64;
+        for version in 1..=commits {
+            publish(&hub, version, 1);
+        }
+        assert_eq!(sub.try_next().unwrap().unwrap().version, 1);
+        publish(&hub, commits + 1, 1);
+        publish(&hub, commits + 2, 1);
+        assert_eq!(sub.try_next().unwrap_err(), Lagged);
+        assert_eq!(hub.lock().commits.len(), RING_COMMITS_MAX);
+    }
+
+    #[test]
+    fn a_version_that_is_not_there_yet_is_refused() {
+        let hub = Hub::default();
+        publish(&hub, 5, 1);
+        assert!(hub.subscribe_from(5).is_ok());
+        assert_eq!(hub.subscribe_from(6).unwrap_err(), Lagged);
     }
 
     #[test]
