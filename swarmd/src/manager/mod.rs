@@ -11,8 +11,8 @@
 //! - [`raft`]: the log; [`writer`]: the door to it.
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
 //! - [`controlapi`], [`caserver`]: requests become changes.
-//! - [`authorize`]: who may call what: one table; [`forward`]: what the leader answers goes to it.
-//! - [`members`], [`joining`]: the managers, and how one becomes a member.
+//! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
+//! - `members`, `joining`, `roles`: the managers, how one becomes a member, and how one ceases to be.
 
 pub mod authorize;
 pub mod bootstrap;
