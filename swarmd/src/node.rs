@@ -199,9 +199,13 @@ fn known_identity(
 ) -> Result<Option<NodeIdentity>, NodeError> {
     if config.force_new_cluster {
         let known = dir.load(clock.now(), ExpiredCertificate::Allow)?;
-        if known.as_ref().is_some_and(|i| i.role() == Role::Manager) {
-            return Ok(known);
+        if known.as_ref().is_some_and(|i| i.role() == Role::Worker) {
+            return Err(NodeError::Refused(
+                "--force-new-cluster: this node is a worker and has no cluster to start anew; leave the flag out"
+                    .to_owned(),
+            ));
         }
+        return Ok(known);
     }
     Ok(dir.load(clock.now(), ExpiredCertificate::Refuse)?)
 }
