@@ -9,9 +9,11 @@ TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
 RELEASE := target/$(TARGET)/release
 STATIC := CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUSTFLAGS='-C target-feature=+crt-static'
 
-# What Debian has of what is needed: to build (protoc, C linker), to run, and to test.
-PACKAGES := protobuf-compiler gcc libc6-dev containerd runc nftables iproute2 util-linux docker-registry \
-            busybox-static ca-certificates gzip
+# What Debian has of what is needed, each with the program by which it is known elsewhere: to build (protoc, C linker),
+# and to run containers and test with them.
+BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
+RUN := containerd:containerd runc:runc nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
+       busybox-static:busybox ca-certificates gzip:gzip
 
 # Arguments of `make sim`.
 SEED ?= 1
@@ -23,24 +25,28 @@ help: ## This list
 	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
 
 .PHONY: build
-build: deps ## Binaries for development
+build: build-deps ## Binaries for development
 	cargo build --workspace --bins
 
 .PHONY: release
-release: deps ## Static release binaries, swarmd and swarmctl
+release: build-deps ## Static release binaries, swarmd and swarmctl
 	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarmctl
 	@ls -l $(RELEASE)/swarmd $(RELEASE)/swarmctl
 
 .PHONY: image
-image: deps ## The static web server of the example image
+image: build-deps ## The static web server of the example image
 	$(STATIC) cargo build --release --target $(TARGET) -p example-web
 
 .PHONY: deps
 deps: ## Installs from Debian what is missing
-	@.ci/deps $(PACKAGES)
+	@.ci/deps $(BUILD) $(RUN)
+
+.PHONY: build-deps
+build-deps:
+	@.ci/deps $(BUILD)
 
 .PHONY: check
-check: deps ## Format, lints, documentation, layout rules; writes nothing
+check: build-deps ## Format, lints, documentation, layout rules; writes nothing
 	cargo fmt --all --check
 	cargo clippy --workspace --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' cargo doc --workspace --no-deps --document-private-items
@@ -64,18 +70,18 @@ test: test-binaries ## Every test; as root also those on containerd
 	@[ "$$(id -u)" = 0 ] || echo 'make test: left out, for want of root: the tests on containerd; run it as root'
 
 .PHONY: test-fast
-test-fast: deps ## Tests that need neither root nor containerd
+test-fast: build-deps ## Tests that need neither root nor containerd
 	SWARM_LAB=off cargo test --workspace
 
 .PHONY: sim
-sim: deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
+sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 	SEED=$(SEED) N=$(N) STEPS=$(STEPS) cargo test --release --package swarm --test sim -- --nocapture
 
 .PHONY: bench
-bench: deps ## All benchmarks; one JSON line a case, also in target/bench/
+bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
 	$(MAKE) bench-schedule bench-control-plane bench-footprint
 
-bench-%: deps
+bench-%: build-deps
 	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarm-bench
 	$(RELEASE)/bench $*
 

@@ -120,21 +120,8 @@ impl TryFrom<pb::ServiceSpec> for ServiceSpec {
 
     fn try_from(wire: pb::ServiceSpec) -> Result<Self, InvalidSpec> {
         let mut faults = Faults::default();
-        let name = name::parse(&mut faults, wire.annotations.as_ref(), name::valid_name);
-        let mode = parse_mode(&mut faults, wire.mode.as_ref());
-        let ports = ports::parse(&mut faults, wire.endpoint.as_ref());
-        let task = parse_task(&mut faults, wire.task.as_ref(), &ports);
-        check_networks(&mut faults, "networks", &wire.networks);
-        let (update, rollback) = parse_updates(&mut faults, mode, &wire);
-        faults.finish(Self {
-            wire: Arc::new(wire),
-            name,
-            mode,
-            task,
-            update,
-            rollback,
-            ports,
-        })
+        let spec = Self::read(&mut faults, wire);
+        faults.finish(spec)
     }
 }
 
@@ -145,6 +132,30 @@ impl From<&ServiceSpec> for pb::ServiceSpec {
 }
 
 impl ServiceSpec {
+    /// A spec that was accepted once, by this version or another: a rule that was made since does not turn it away.
+    /// What such a rule finds fault with counts as not set.
+    pub fn accepted(wire: pb::ServiceSpec) -> Self {
+        Self::read(&mut Faults::default(), wire)
+    }
+
+    fn read(faults: &mut Faults, wire: pb::ServiceSpec) -> Self {
+        let name = name::parse(faults, wire.annotations.as_ref(), name::valid_name);
+        let mode = parse_mode(faults, wire.mode.as_ref());
+        let ports = ports::parse(faults, wire.endpoint.as_ref());
+        let task = parse_task(faults, wire.task.as_ref(), &ports);
+        check_networks(faults, "networks", &wire.networks);
+        let (update, rollback) = parse_updates(faults, mode, &wire);
+        Self {
+            wire: Arc::new(wire),
+            name,
+            mode,
+            task,
+            update,
+            rollback,
+            ports,
+        }
+    }
+
     /// The wire form with every unset part filled by its default.
     pub fn insert_defaults(&self) -> pb::ServiceSpec {
         crate::defaults::insert((*self.wire).clone())

@@ -37,11 +37,14 @@ pub struct Cli {
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
     /// Read settings from this YAML file; keys are the long flags without dashes in front
-    #[arg(long, env = "SWARMD_CONFIG", value_name = "FILE")]
+    #[arg(long, env = "SWARMD_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
     /// The settings.
     #[command(flatten)]
     settings: Settings,
+    /// SwarmKit's that are not served.
+    #[command(flatten)]
+    unserved: Unserved,
     /// What to do instead of running the daemon.
     #[command(subcommand)]
     pub command: Option<Command>,
@@ -58,18 +61,73 @@ pub enum Command {
     },
 }
 
+/// SwarmKit's flags for what this version has not got: told by name, rather than as unknown.
+#[derive(Debug, Clone, Default, Args)]
+struct Unserved {
+    #[arg(long, hide = true)]
+    autolock: bool,
+    #[arg(long, hide = true, value_name = "KEY", hide_env_values = true)]
+    unlock_key: Option<String>,
+    #[arg(long, hide = true, value_name = "SPEC")]
+    external_ca: Vec<String>,
+    #[arg(long, hide = true, value_name = "ADDR")]
+    listen_debug: Option<String>,
+    #[arg(long, hide = true, value_name = "ADDR")]
+    listen_metrics: Option<String>,
+}
+
+impl Unserved {
+    fn errors(&self) -> Vec<String> {
+        let given = [
+            (self.autolock, "autolock", "managers are not locked"),
+            (
+                self.unlock_key.is_some(),
+                "unlock-key",
+                "managers are not locked",
+            ),
+            (
+                !self.external_ca.is_empty(),
+                "external-ca",
+                "the managers are the CA",
+            ),
+            (
+                self.listen_debug.is_some(),
+                "listen-debug",
+                "there is no debug server",
+            ),
+            (
+                self.listen_metrics.is_some(),
+                "listen-metrics",
+                "there is no metrics server",
+            ),
+        ];
+        let given = given.into_iter().filter(|(given, ..)| *given);
+        given
+            .map(|(_, flag, what)| {
+                format!("--{flag}: not served by this version: {what}; leave it out")
+            })
+            .collect()
+    }
+}
+
 /// Settings as text, from any source.
 #[derive(Debug, Clone, Default, Args, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 struct Settings {
     /// Log level: error, warn, info, debug, trace (or a tracing filter such as swarmd=debug) [default: info]
-    #[arg(short = 'l', long, env = "SWARMD_LOG_LEVEL")]
+    #[arg(short = 'l', long, env = "SWARMD_LOG_LEVEL", global = true)]
     log_level: Option<String>,
     /// Log format: text or json [default: text]
-    #[arg(long, env = "SWARMD_LOG_FORMAT")]
+    #[arg(long, env = "SWARMD_LOG_FORMAT", global = true)]
     log_format: Option<String>,
     /// State directory [default: /var/lib/swarmd]
-    #[arg(short = 'd', long, env = "SWARMD_STATE_DIR", value_name = "DIR")]
+    #[arg(
+        short = 'd',
+        long,
+        env = "SWARMD_STATE_DIR",
+        value_name = "DIR",
+        global = true
+    )]
     state_dir: Option<String>,
     /// Token to join with; it decides whether this node is a worker or a manager
     #[arg(
@@ -117,14 +175,20 @@ struct Settings {
     /// Availability when the node first joins: active, pause or drain [default: active]
     #[arg(long, env = "SWARMD_AVAILABILITY")]
     availability: Option<String>,
-    /// Address (host:port) that other nodes reach this one at [default: as the leader sees it]
+    /// Address (host:port) that other nodes reach this one at [default: as the leader sees it; where a
+    /// cluster starts, the first address of this host]
     #[arg(long, env = "SWARMD_ADVERTISE_REMOTE_API", value_name = "ADDR")]
     advertise_remote_api: Option<String>,
     /// Address that the manager API listens on [default: 0.0.0.0:4242]
     #[arg(long, env = "SWARMD_LISTEN_REMOTE_API", value_name = "ADDR")]
     listen_remote_api: Option<String>,
     /// Path of the local control socket [default: /var/run/swarmd.sock]
-    #[arg(long, env = "SWARMD_LISTEN_CONTROL_API", value_name = "PATH")]
+    #[arg(
+        long,
+        env = "SWARMD_LISTEN_CONTROL_API",
+        value_name = "PATH",
+        global = true
+    )]
     listen_control_api: Option<String>,
     /// Generic resources of this node: fpga=2,gpu=UUID1,gpu=UUID2
     #[arg(long, env = "SWARMD_GENERIC_NODE_RESOURCES", value_name = "LIST")]
@@ -227,7 +291,8 @@ impl Cli {
             Some(path) => read_file(path).map_err(|e| ConfigErrors(vec![e]))?,
             None => Settings::default(),
         };
-        check(self.settings.clone().over(file))
+        let errors = self.unserved.errors();
+        check(self.settings.clone().over(file), errors)
     }
 }
 
@@ -271,7 +336,7 @@ impl Settings {
 }
 
 /// Collects mistakes while values are checked.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Check {
     errors: Vec<String>,
 }
@@ -297,9 +362,9 @@ impl Check {
 }
 
 #[expect(clippy::too_many_lines, reason = "one paragraph a setting")]
-fn check(s: Settings) -> Result<Config, ConfigErrors> {
+fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigErrors> {
     use swarm_proto::pb::node_spec::Availability;
-    let mut c = Check::default();
+    let mut c = Check { errors };
     let log_level = c.parse(
         "log-level",
         s.log_level.as_deref(),

@@ -199,6 +199,7 @@ fn rollback_service(world: &mut World) {
         id: service.id,
         expected: service.meta.version,
         message: "manually requested rollback".to_owned(),
+        swap: true,
     }]);
 }
 

@@ -10,7 +10,7 @@ pub(crate) enum Service {
     #[command(after_help = "\
 Examples:
   swarmctl service create --name web --image nginx --replicas 5
-  swarmctl service create --name web --publish 8080:80 --constraint node.labels.disk==ssd nginx
+  swarmctl service create --name web --publish published=8080,target=80,mode=host --constraint node.labels.disk==ssd nginx
   swarmctl service create --name db --image db:5 --mount type=bind,source=/srv/db,target=/data \\
       --memory-reservation 512m --placement-pref spread=node.labels.rack --detach")]
     Create(Box<Create>),

@@ -95,7 +95,7 @@ pub enum IssueError {
     CsrKey(rcgen::Error),
     /// The root's own end.
     #[error(
-        "the cluster's root certificate expired at {0}: rotate it with `swarmctl cluster update --rotate-root-ca`"
+        "the cluster's root certificate expired at {0}: no node can be certified any more, so start a new cluster"
     )]
     RootExpired(String),
     /// Signing itself.

@@ -75,7 +75,7 @@ impl Control {
                 continue;
             }
             let now = self.clock.now();
-            let plan = self.plan(now).await?;
+            let plan = self.plan(self.store.time(now)).await?;
             self.wake_at = plan.wake_at;
             if !self.write(now, plan).await? {
                 self.dirty = Dirty::all();
@@ -85,7 +85,8 @@ impl Control {
     }
 
     fn is_due(&self) -> bool {
-        self.wake_at.is_some_and(|at| at <= self.clock.now())
+        self.wake_at
+            .is_some_and(|at| at <= self.store.time(self.clock.now()))
     }
 
     /// Takes in the commits that are there.
@@ -117,6 +118,7 @@ impl Control {
     /// Returns when something changed, or is due.
     async fn wait(&mut self) {
         let wake_at = self.wake_at.unwrap_or(Timestamp::MAX);
+        let wake_at = self.store.wall_time(wake_at);
         // All three can be dropped at any time; what they announce is looked up afterwards, but
         // for a commit, which is noted here.
         tokio::select! {
@@ -273,8 +275,8 @@ mod tests {
         assert_eq!(running.loop_.join_next().await.unwrap().unwrap(), Ok(()));
     }
 
-    #[tokio::test]
-    async fn wakes_when_a_delay_is_over() {
+    /// One task that failed and whose replacement is held for the 5 s of its restart delay.
+    async fn with_a_held_task() -> Running {
         use crate::manager::store::Report;
         use swarm_proto::task_state::TaskState;
         let running = start();
@@ -310,10 +312,41 @@ mod tests {
             },
         )
         .await;
-        let held = |state: &State| state.tasks.values().any(|t| t.desired == TaskState::Ready);
         until(store, held).await;
+        running
+    }
+
+    fn held(state: &State) -> bool {
+        let mut tasks = state.tasks.values();
+        tasks.any(|t| t.desired == swarm_proto::task_state::TaskState::Ready)
+    }
+
+    #[tokio::test]
+    async fn wakes_when_a_delay_is_over() {
+        let running = with_a_held_task().await;
         running.hand.advance(Duration::from_secs(5));
-        let state = until(store, |state| !held(state)).await;
+        let state = until(&running.store, |state| !held(state)).await;
         assert_eq!(state.tasks.len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_clock_that_is_set_back_stops_no_delay() {
+        let running = with_a_held_task().await;
+        let hour = Duration::from_secs(3600);
+        running.hand.set_wall(START.before(hour));
+        let mut seconds = 0;
+        let turn = async {
+            while held(&running.store.view()) {
+                running.hand.advance(Duration::from_secs(1));
+                seconds += 1;
+                tokio::task::yield_now().await;
+            }
+        };
+        let limit = Duration::from_secs(20);
+        tokio::time::timeout(limit, turn).await.expect("in time");
+        assert!(seconds >= 5, "{seconds} s");
+        let state = running.store.view();
+        assert_eq!(state.tasks.len(), 2);
+        assert!(state.now >= START.after(Duration::from_secs(5)));
     }
 }

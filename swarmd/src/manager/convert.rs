@@ -57,6 +57,11 @@ impl<'a> TaskRenderer<'a> {
         }
     }
 
+    /// The state the tasks are of.
+    pub fn state(&self) -> &'a State {
+        self.state
+    }
+
     /// The task on the wire.
     pub fn render(&mut self, task: &Task) -> pb::Task {
         self.render_sized(task).0
@@ -69,18 +74,13 @@ impl<'a> TaskRenderer<'a> {
             .entry((task.service, task.spec_version))
             .or_insert_with(|| Template::new(self.state, task));
         let mut wire = template.task.clone();
-        let slot = match task.node {
-            // Global tasks are told apart by their node, as in SwarmKit.
-            Some(node) if task.slot == 0 => node.to_string(),
-            Some(_) | None => task.slot.to_string(),
-        };
         wire.id = task.id.to_string();
         wire.meta = Some(meta_to_wire(task.meta));
         wire.slot = task.slot;
         wire.node_id = task.node.map(|n| n.to_string()).unwrap_or_default();
         if let Some(service) = &wire.service_annotations {
             wire.annotations = Some(pb::Annotations {
-                name: format!("{}.{slot}.{}", service.name, wire.id),
+                name: task_name(&service.name, task),
                 ..Default::default()
             });
         }
@@ -91,6 +91,16 @@ impl<'a> TaskRenderer<'a> {
         }
         (wire, template.bytes)
     }
+}
+
+/// The name a task goes by.
+pub fn task_name(service: &str, task: &Task) -> String {
+    let slot = match task.node {
+        // Global tasks are told apart by their node, as in SwarmKit.
+        Some(node) if task.slot == 0 => node.to_string(),
+        Some(_) | None => task.slot.to_string(),
+    };
+    format!("{service}.{slot}.{}", task.id)
 }
 
 impl Template {

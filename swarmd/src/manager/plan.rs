@@ -143,6 +143,7 @@ fn same_to_planners(old: &Node, new: &Node) -> bool {
 
 /// Plans. `now` is what the changes are to be written with; `seed` breaks ties and makes ids.
 pub fn pass(state: &State, dirty: &Dirty, now: Timestamp, seed: u64) -> Plan {
+    let now = now.max(state.now);
     let mut cx = Ctx::new(state.clone(), now, seed);
     let mut work = Work::of(&cx.state, dirty, now);
     orchestrator::enforce::plan(&mut cx, dirty, &mut work);

@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
+use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use super::members::HEARD_WITHIN;
-use super::raft::{Membership, Published, RaftId, RaftStatus};
-use super::raft_id;
+use super::raft::{MemberStatus, Membership, Published, RaftId, RaftStatus};
 use super::store::State;
 use super::store::machine::StoreMachine;
 use crate::clock::Clock;
@@ -35,16 +35,13 @@ enum Step {
 fn next(state: &State, status: &RaftStatus) -> Option<Step> {
     // While a cluster is founded its first manager is a member before it is a node.
     state.cluster.as_ref()?;
-    let stays = |id: RaftId| {
-        let mut nodes = state.nodes.values();
-        nodes.any(|n| raft_id(n.id) == id && n.desired_role == pb::NodeRole::Manager)
+    let stays = |member: &MemberStatus| {
+        let id: Option<NodeId> = member.member.node_id.parse().ok();
+        let node = id.and_then(|id| state.nodes.get(&id));
+        node.is_some_and(|n| n.desired_role == pb::NodeRole::Manager)
     };
-    let goes: Vec<RaftId> = status
-        .members
-        .keys()
-        .copied()
-        .filter(|id| !stays(*id))
-        .collect();
+    let goes = status.members.iter().filter(|(_, m)| !stays(m));
+    let goes: Vec<RaftId> = goes.map(|(id, _)| *id).collect();
     // The leader last: the others' removal needs it.
     let id = *goes.iter().find(|id| **id != status.id).or(goes.first())?;
     if let Err(Lost { .. }) = status_without(status, id) {
@@ -84,7 +81,7 @@ pub(crate) fn status_without(status: &RaftStatus, id: RaftId) -> Result<(), Lost
         .members
         .iter()
         .filter(|(other, m)| **other != id && m.voter);
-    let is_up = |(other, m): &(&RaftId, &super::raft::MemberStatus)| {
+    let is_up = |(other, m): &(&RaftId, &MemberStatus)| {
         **other == status.id || m.heard.is_some_and(|ago| ago < HEARD_WITHIN)
     };
     let (rest, up) = (voters.saturating_sub(1), others.filter(is_up).count());
@@ -161,7 +158,7 @@ mod tests {
     fn three(down: &[RaftId]) -> RaftStatus {
         let member = |id: RaftId| MemberStatus {
             member: Member {
-                node_id: String::new(),
+                node_id: NodeId::from_raw(u128::from(id)).to_string(),
                 addresses: vec![],
             },
             voter: true,

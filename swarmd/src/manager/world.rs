@@ -106,6 +106,7 @@ impl World {
                     id,
                     expected,
                     message,
+                    swap: true,
                 }]);
             }
             "rm" => self.apply(vec![Change::RemoveService {

@@ -3,7 +3,9 @@
 //! A write is a list of changes; it comes back when it is applied, with one result a change. The
 //! implementation behind it is the Raft proposer; tests use [`MemoryDoor`].
 
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use swarm_proto::time::Timestamp;
 
@@ -118,17 +120,27 @@ impl From<ProposeError> for WriteError {
     }
 }
 
+/// How far a clock may be behind the cluster's time without being moved forward: writers overtake
+/// each other by less, and apply evens that out.
+const CLOCK_BACK_MAX: Duration = Duration::from_secs(1);
+
 /// A handle on the door and on what comes out of it.
 #[derive(Debug, Clone)]
 pub struct Store {
     door: Arc<dyn WriteDoor>,
     hub: Hub,
+    /// Nanoseconds by which the cluster's time is ahead of this manager's clock.
+    ahead: Arc<AtomicU64>,
 }
 
 impl Store {
     /// Joins a door with the hub that its writes come out of.
     pub fn new(door: Arc<dyn WriteDoor>, hub: Hub) -> Self {
-        Self { door, hub }
+        Self {
+            door,
+            hub,
+            ahead: Arc::default(),
+        }
     }
 
     /// A store without a log, for tests.
@@ -162,11 +174,43 @@ impl Store {
         Ok(self.hub.view())
     }
 
-    /// Writes changes.
+    /// The cluster's time when this manager's clock says `wall`.
+    ///
+    /// A clock that was set back, or is behind that of the last leader, would stop every delay until it had caught up:
+    /// the log's time does not go back. It is moved forward by what it lacks instead.
+    #[must_use]
+    pub fn time(&self, wall: Timestamp) -> Timestamp {
+        let ahead = Duration::from_nanos(self.ahead.load(Ordering::Relaxed));
+        let (now, known) = (wall.after(ahead), self.hub.view().now);
+        if known.since(now) <= CLOCK_BACK_MAX {
+            return now;
+        }
+        let lacking = known.since(wall);
+        let nanos = u64::try_from(lacking.as_nanos()).unwrap_or(u64::MAX);
+        self.ahead.fetch_max(nanos, Ordering::Relaxed);
+        tracing::warn!(
+            ?lacking,
+            "this manager's clock is behind the cluster's time; is it synchronised? Delays go by the cluster's time"
+        );
+        wall.after(lacking)
+    }
+
+    /// The wall time at which the cluster's time will be `at`.
+    #[must_use]
+    pub fn wall_time(&self, at: Timestamp) -> Timestamp {
+        at.before(Duration::from_nanos(self.ahead.load(Ordering::Relaxed)))
+    }
+
+    /// Writes changes. `wall` is what this manager's clock says.
     ///
     /// # Errors
     /// See [`WriteError`]; results of single changes are in [`Written`].
-    pub async fn write(&self, now: Timestamp, changes: Vec<Change>) -> Result<Written, WriteError> {
+    pub async fn write(
+        &self,
+        wall: Timestamp,
+        changes: Vec<Change>,
+    ) -> Result<Written, WriteError> {
+        let now = self.time(wall);
         self.door.write(Entry { now, changes }).await
     }
 }

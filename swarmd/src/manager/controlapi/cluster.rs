@@ -51,6 +51,7 @@ impl ControlApi {
         let mut cluster = old.as_ref().clone();
         cluster.meta.version = expected;
         if let Some(spec) = request.spec {
+            support::check_size("the cluster", &spec)?;
             check_spec(&old, &spec)?;
             cluster.spec = spec;
         }

@@ -10,7 +10,7 @@ use swarm_proto::pb;
 
 use super::error::Error;
 use super::filter::{Common, any_of, has_labels};
-use super::{ControlApi, required, version_of};
+use super::{ControlApi, required, support, version_of};
 use crate::manager::convert;
 use crate::manager::store::{Change, Node, State};
 
@@ -61,7 +61,9 @@ impl ControlApi {
     ) -> Result<pb::UpdateNodeResponse, Error> {
         let id = parse(&request.node_id)?;
         let expected = version_of(request.node_version.as_ref())?;
-        let spec = NodeSpec::try_from(required(request.spec, "spec")?)?;
+        let spec = required(request.spec, "spec")?;
+        support::check_size("the node", &spec)?;
+        let spec = NodeSpec::try_from(spec)?;
         self.check_role(id, spec.desired_role)?;
         self.write(Change::UpdateNode {
             id,
@@ -86,16 +88,10 @@ impl ControlApi {
         if node.desired_role == desired || desired == pb::NodeRole::Manager {
             return Ok(());
         }
-        let managers = state
-            .nodes
-            .values()
-            .filter(|n| n.desired_role == pb::NodeRole::Manager)
-            .count();
-        if managers <= 1 {
-            return Err(Error::FailedPrecondition(format!(
-                "node {id}: can't demote the last manager of the cluster: 1 manager - 1 = 0 leave \
-                 no quorum"
-            )));
+        let mut others = state.nodes.values().filter(|other| other.id != id);
+        if !others.any(|n| n.desired_role == pb::NodeRole::Manager) {
+            // The last one: refused where no other change can come between.
+            return Ok(());
         }
         self.managers.may_go(id).map_err(|arithmetic| {
             Error::FailedPrecondition(format!(

@@ -64,6 +64,7 @@ impl ControlApi {
                     id,
                     expected,
                     message,
+                    swap: true,
                 }
             }
             Rollback::None => {

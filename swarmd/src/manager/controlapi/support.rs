@@ -9,8 +9,25 @@ use super::error::Error;
 /// The network that is there.
 const HOST_NETWORK: &str = "host";
 
+/// Bytes of a spec (SwarmKit's limit of one transaction). Every task of a service is sent with it, and a message to a
+/// node has room for 4 MiB.
+const SPEC_BYTES_MAX: usize = 3 << 19;
+
+/// Refuses a spec that is too large for what has to carry it.
+pub(crate) fn check_size(object: &str, spec: &impl prost::Message) -> Result<(), Error> {
+    let size = spec.encoded_len();
+    if size <= SPEC_BYTES_MAX {
+        return Ok(());
+    }
+    Err(Error::InvalidArgument(format!(
+        "invalid spec: {object} has {size} bytes, at most {SPEC_BYTES_MAX} (1.5 MiB) are allowed; keep large data in a \
+         volume or in the image"
+    )))
+}
+
 /// Parses a spec, and refuses one that asks for something that would not happen.
 pub(crate) fn parse(wire: pb::ServiceSpec) -> Result<ServiceSpec, Error> {
+    check_size("the service", &wire)?;
     let unserved = of_service(&wire);
     let spec = ServiceSpec::try_from(wire).map_err(|invalid| invalid.and(unserved.clone()))?;
     refuse(&format!("service {}", spec.name), unserved)?;

@@ -71,6 +71,13 @@ async fn a_service_is_created_read_updated_rolled_back_and_removed() {
             rollback,
         })
     };
+    let previous = i32::from(pb::update_service_request::Rollback::Previous);
+    let nothing = api.update_service(update(version, 9, previous)).await;
+    let nothing = nothing.unwrap_err();
+    assert!(
+        nothing.message().contains("does not have a previous spec"),
+        "{nothing}"
+    );
     let updated = api
         .update_service(update(version, 2, 0))
         .await
@@ -82,7 +89,6 @@ async fn a_service_is_created_read_updated_rolled_back_and_removed() {
     assert_eq!(stale.code(), Code::FailedPrecondition);
     assert!(stale.message().contains("out of sequence"), "{stale}");
 
-    let previous = i32::from(pb::update_service_request::Rollback::Previous);
     let request = update(updated.meta.unwrap().version, 9, previous);
     let back = api
         .update_service(request)
@@ -92,12 +98,7 @@ async fn a_service_is_created_read_updated_rolled_back_and_removed() {
         .service
         .unwrap();
     assert_eq!(back.spec, service.spec);
-    let again = update(back.meta.unwrap().version, 9, previous);
-    let again = api.update_service(again).await.unwrap_err();
-    assert!(
-        again.message().contains("does not have a previous spec"),
-        "{again}"
-    );
+    assert_eq!(back.previous_spec, updated.spec, "the way forward is kept");
 
     let remove = pb::RemoveServiceRequest {
         service_id: service.id.clone(),
@@ -136,6 +137,14 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("mode global"), "{refused}");
+
+    let mut large = spec(1, 1, 1).wire.as_ref().clone();
+    let labels = &mut large.annotations.as_mut().unwrap().labels;
+    labels.insert("x".to_owned(), "y".repeat(3 << 19));
+    let request = Request::new(pb::CreateServiceRequest { spec: Some(large) });
+    let refused = api.create_service(request).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument);
+    assert!(refused.message().contains("1.5 MiB"), "{refused}");
 
     let mut several = spec(1, 1, 1).wire.as_ref().clone();
     let task = several.task.as_mut().unwrap();
@@ -389,6 +398,61 @@ async fn a_watch_says_it_is_ready_then_tells_every_change_once() {
         message.events[0].action,
         i32::from(pb::WatchActionKind::WatchActionRemove)
     );
+}
+
+#[tokio::test]
+async fn a_large_commit_is_told_in_messages_that_clients_take() {
+    use crate::manager::store::NewTask;
+    use swarm_proto::id::{ServiceId, TaskId};
+    use swarm_proto::task_state::TaskState;
+    use swarm_proto::time::Timestamp;
+
+    let (api, store) = api();
+    let service = created(&api, 1).await;
+    let filter = pb::SelectBy {
+        by: Some(pb::select_by::By::ServiceId(service.id.clone())),
+    };
+    let entry = pb::watch_request::WatchEntry {
+        kind: "task".to_owned(),
+        action: i32::from(pb::WatchActionKind::WatchActionCreate),
+        filters: vec![filter],
+    };
+    let request = pb::WatchRequest {
+        entries: vec![entry],
+        ..Default::default()
+    };
+    let mut stream = api.watch(Request::new(request)).await.unwrap().into_inner();
+    let before = stream.next().await.unwrap().unwrap().version.unwrap();
+
+    const TASKS: u64 = 20_000;
+    let id: ServiceId = service.id.parse().unwrap();
+    let task = |slot: u64| NewTask {
+        id: TaskId::from_raw(u128::from(slot)),
+        slot,
+        desired: TaskState::Running,
+        node: None,
+        generic: [].into(),
+        start_at: Timestamp::ZERO,
+        after: None,
+    };
+    let create = Change::CreateTasks {
+        service: id,
+        spec_version: service.spec_version.unwrap().index,
+        tasks: (1..=TASKS).map(task).collect(),
+    };
+    let written = store.write(Timestamp(1), vec![create]).await.unwrap();
+    let (mut told, mut messages) = (0, 0);
+    while told < TASKS {
+        let message = stream.next().await.unwrap().unwrap();
+        assert!(prost::Message::encoded_len(&message) < 4 << 20);
+        told += message.events.len() as u64;
+        messages += 1;
+        let version = message.version.unwrap().index;
+        let last = told == TASKS;
+        let expected = if last { written.version } else { before.index };
+        assert_eq!(version, expected, "resuming misses nothing");
+    }
+    assert!(messages > 1);
 }
 
 #[tokio::test]

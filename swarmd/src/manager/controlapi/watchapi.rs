@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use swarm_proto::id::{NodeId, ServiceId};
+use prost::Message as _;
 use swarm_proto::pb;
 use swarm_proto::pb::object::Object as Wire;
 use swarm_proto::pb::select_by::By;
@@ -15,12 +15,14 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use super::{ControlApi, Error};
-use crate::manager::convert;
+use crate::manager::convert::{self, TaskRenderer};
 use crate::manager::store::watch::{Commit, Subscription};
-use crate::manager::store::{Event, State};
+use crate::manager::store::{Cluster, Event, Node, Service, State, Task};
 
 /// Messages that wait for a slow client before the watch stops reading commits.
 const QUEUE: usize = 16;
+/// Bytes of events in one message, about: gRPC's default limit is 4 MiB, and one more event with a large spec fits.
+const MESSAGE_BYTES: usize = 1 << 20;
 
 #[tonic::async_trait]
 impl Watch for ControlApi {
@@ -70,88 +72,68 @@ async fn forward(
             () = sender.closed() => return,
             commit = subscription.next() => commit,
         };
-        let message = match commit {
-            Ok(commit) => Ok(message(&request, &commit)),
-            Err(lagged) => Err(Error::from(lagged).into()),
-        };
-        let ended = message.is_err();
-        if matches!(&message, Ok(m) if m.events.is_empty()) {
-            continue;
-        }
-        if sender.send(message).await.is_err() || ended {
-            return;
-        }
-    }
-}
-
-fn message(request: &pb::WatchRequest, commit: &Commit) -> pb::WatchMessage {
-    let events = commit
-        .events
-        .iter()
-        .filter_map(|e| event(request, &commit.state, e))
-        .collect();
-    pb::WatchMessage {
-        events,
-        version: Some(pb::Version {
-            index: commit.version,
-        }),
-    }
-}
-
-/// An object on the wire, with what filters look at.
-fn event(
-    request: &pb::WatchRequest,
-    state: &State,
-    event: &Event,
-) -> Option<pb::watch_message::Event> {
-    let (old, new) = objects(state, event)?;
-    let action = match (&old, &new) {
-        (None, Some(_)) => pb::WatchActionKind::WatchActionCreate,
-        (Some(_), Some(_)) => pb::WatchActionKind::WatchActionUpdate,
-        (_, None) => pb::WatchActionKind::WatchActionRemove,
-    };
-    let object = new.or_else(|| old.clone())?;
-    if !request.entries.is_empty() && !request.entries.iter().any(|e| wanted(e, action, &object)) {
-        return None;
-    }
-    let updated = action == pb::WatchActionKind::WatchActionUpdate;
-    let old = old.filter(|_| updated && request.include_old_object);
-    Some(pb::watch_message::Event {
-        action: action.into(),
-        object: Some(pb::Object {
-            object: Some(object),
-        }),
-        old_object: old.map(|o| pb::Object { object: Some(o) }),
-    })
-}
-
-type Pair = (Option<Wire>, Option<Wire>);
-
-fn objects(state: &State, event: &Event) -> Option<Pair> {
-    Some(match event {
-        Event::Cluster { old, new } => {
-            let wire = |c| Wire::Cluster(convert::cluster_to_wire(c));
-            (old.as_ref().map(|c| wire(c)), Some(wire(new)))
-        }
-        Event::Node { old, new } => {
-            let wire = |n: &Arc<_>| Wire::Node(convert::node_to_wire(n));
-            (old.as_ref().map(wire), new.as_ref().map(wire))
-        }
-        Event::Service { old, new } => {
-            let wire = |s: &Arc<_>| Wire::Service(convert::service_to_wire(s));
-            // A service is gone for its users when it is removed, not with its last task.
-            let old = old.as_ref().filter(|s| !s.removed).map(wire);
-            let new = new.as_ref().filter(|s| !s.removed).map(wire);
-            if old.is_none() && new.is_none() {
-                return None;
+        let commit = match commit {
+            Ok(commit) => commit,
+            Err(lagged) => {
+                let _ = sender.send(Err(Error::from(lagged).into())).await;
+                return;
             }
-            (old, new)
+        };
+        for message in Messages::of(&request, &commit) {
+            if sender.send(Ok(message)).await.is_err() {
+                return;
+            }
         }
-        Event::Task { old, new } => {
-            let wire = |t: &Arc<_>| Wire::Task(convert::task_to_wire(state, t));
-            (old.as_ref().map(wire), new.as_ref().map(wire))
+    }
+}
+
+/// One commit as messages of a size that clients take, made one by one.
+///
+/// The last one has the commit's version, those before it the version before: who resumes from one of them is told the
+/// whole commit again, and misses nothing.
+struct Messages<'a> {
+    request: &'a pb::WatchRequest,
+    commit: &'a Commit,
+    renderer: TaskRenderer<'a>,
+    rest: &'a [Event],
+}
+
+impl<'a> Messages<'a> {
+    fn of(request: &'a pb::WatchRequest, commit: &'a Commit) -> Self {
+        Self {
+            request,
+            commit,
+            renderer: TaskRenderer::new(&commit.state),
+            rest: &commit.events,
         }
-    })
+    }
+}
+
+impl Iterator for Messages<'_> {
+    type Item = pb::WatchMessage;
+
+    fn next(&mut self) -> Option<pb::WatchMessage> {
+        let (mut events, mut bytes) = (Vec::new(), 0);
+        while bytes < MESSAGE_BYTES
+            && let Some((event, rest)) = self.rest.split_first()
+        {
+            self.rest = rest;
+            let told = Seen::of(event).and_then(|seen| seen.tell(self.request, &mut self.renderer));
+            if let Some(event) = told {
+                bytes += event.encoded_len();
+                events.push(event);
+            }
+        }
+        if events.is_empty() {
+            return None;
+        }
+        let index = match self.rest {
+            [] => self.commit.version,
+            [_, ..] => self.commit.version.saturating_sub(1),
+        };
+        let version = Some(pb::Version { index });
+        Some(pb::WatchMessage { events, version })
+    }
 }
 
 fn check_entry(entry: &pb::watch_request::WatchEntry) -> Result<(), Error> {
@@ -179,104 +161,173 @@ fn check_entry(entry: &pb::watch_request::WatchEntry) -> Result<(), Error> {
     Ok(())
 }
 
-fn wanted(
-    entry: &pb::watch_request::WatchEntry,
+/// An object of the store.
+#[derive(Debug, Clone, Copy)]
+enum Object<'a> {
+    Cluster(&'a Cluster),
+    Node(&'a Node),
+    Service(&'a Service),
+    Task(&'a Task),
+}
+
+/// What happened to an object, as a client sees it.
+#[derive(Debug)]
+struct Seen<'a> {
     action: pb::WatchActionKind,
-    object: &Wire,
-) -> bool {
-    let kind = match object {
-        Wire::Node(_) => "node",
-        Wire::Service(_) => "service",
-        Wire::Task(_) => "task",
-        Wire::Cluster(_) => "cluster",
-        Wire::Network(_) => "network",
-        Wire::Secret(_) => "secret",
-        Wire::Resource(_) => "resource",
-        Wire::Extension(_) => "extension",
-        Wire::Config(_) => "config",
-        Wire::Volume(_) => "volume",
-    };
-    (entry.kind.is_empty() || entry.kind == kind)
-        // No action asked for means all of them; otherwise it is a bit mask.
-        && (entry.action == 0 || entry.action & i32::from(action) != 0)
-        && entry.filters.iter().all(|f| f.by.as_ref().is_none_or(|by| matches(by, object)))
+    /// As it is now, or was last.
+    object: Object<'a>,
+    old: Option<Object<'a>>,
 }
 
-/// What filters look at, whatever the object is.
-#[derive(Debug, Default)]
-struct Facts<'a> {
-    id: &'a str,
-    name: Option<&'a str>,
-    service: Option<&'a str>,
-    node: Option<&'a str>,
-    slot: Option<u64>,
-    desired_state: Option<i32>,
-    role: Option<i32>,
-    membership: Option<i32>,
-}
-
-fn facts(object: &Wire) -> Facts<'_> {
-    fn name(annotations: Option<&pb::Annotations>) -> Option<&str> {
-        annotations.map(|a| a.name.as_str())
+impl<'a> Seen<'a> {
+    fn of(event: &'a Event) -> Option<Self> {
+        let (old, new) = match event {
+            Event::Cluster { old, new } => (
+                old.as_deref().map(Object::Cluster),
+                Some(Object::Cluster(new)),
+            ),
+            Event::Node { old, new } => (
+                old.as_deref().map(Object::Node),
+                new.as_deref().map(Object::Node),
+            ),
+            Event::Service { old, new } => {
+                // A service is gone for its users when it is removed, not with its last task.
+                let shown = |s: &'a Option<Arc<Service>>| {
+                    s.as_deref().filter(|s| !s.removed).map(Object::Service)
+                };
+                (shown(old), shown(new))
+            }
+            Event::Task { old, new } => (
+                old.as_deref().map(Object::Task),
+                new.as_deref().map(Object::Task),
+            ),
+        };
+        let action = match (&old, &new) {
+            (None, Some(_)) => pb::WatchActionKind::WatchActionCreate,
+            (Some(_), Some(_)) => pb::WatchActionKind::WatchActionUpdate,
+            (_, None) => pb::WatchActionKind::WatchActionRemove,
+        };
+        let object = new.or(old)?;
+        Some(Self {
+            action,
+            object,
+            old,
+        })
     }
-    match object {
-        Wire::Node(n) => Facts {
-            id: &n.id,
-            name: n.description.as_ref().map(|d| d.hostname.as_str()),
-            role: Some(n.role),
-            membership: n.spec.as_ref().map(|s| s.membership),
-            ..Facts::default()
-        },
-        Wire::Service(s) => Facts {
-            id: &s.id,
-            name: name(s.spec.as_ref().and_then(|s| s.annotations.as_ref())),
-            ..Facts::default()
-        },
-        Wire::Task(t) => Facts {
-            id: &t.id,
-            name: name(t.annotations.as_ref()),
-            service: Some(&t.service_id),
-            node: Some(&t.node_id),
-            slot: Some(t.slot),
-            desired_state: Some(t.desired_state),
-            ..Facts::default()
-        },
-        Wire::Cluster(c) => Facts {
-            id: &c.id,
-            name: name(c.spec.as_ref().and_then(|s| s.annotations.as_ref())),
-            ..Facts::default()
-        },
-        // Never published by this version.
-        Wire::Network(_)
-        | Wire::Secret(_)
-        | Wire::Resource(_)
-        | Wire::Extension(_)
-        | Wire::Config(_)
-        | Wire::Volume(_) => Facts::default(),
+
+    /// On the wire, where the client asked for it.
+    fn tell(
+        &self,
+        request: &pb::WatchRequest,
+        renderer: &mut TaskRenderer<'_>,
+    ) -> Option<pb::watch_message::Event> {
+        let entries = &request.entries;
+        if !entries.is_empty()
+            && !entries
+                .iter()
+                .any(|entry| self.is_wanted(entry, renderer.state()))
+        {
+            return None;
+        }
+        let mut wire = |object: Object<'_>| pb::Object {
+            object: Some(object.to_wire(renderer)),
+        };
+        let updated = self.action == pb::WatchActionKind::WatchActionUpdate;
+        let old = self.old.filter(|_| updated && request.include_old_object);
+        Some(pb::watch_message::Event {
+            action: self.action.into(),
+            object: Some(wire(self.object)),
+            old_object: old.map(wire),
+        })
+    }
+
+    fn is_wanted(&self, entry: &pb::watch_request::WatchEntry, state: &State) -> bool {
+        (entry.kind.is_empty() || entry.kind == self.object.kind())
+            // No action asked for means all of them; otherwise it is a bit mask.
+            && (entry.action == 0 || entry.action & i32::from(self.action) != 0)
+            && entry.filters.iter().all(|f| f.by.as_ref().is_none_or(|by| self.object.is(by, state)))
     }
 }
 
-fn matches(by: &By, object: &Wire) -> bool {
-    let f = facts(object);
-    match by {
-        By::Id(id) => f.id == id,
-        By::IdPrefix(prefix) => f.id.starts_with(prefix.as_str()),
-        By::Name(name) => f.name.is_some_and(|n| n.eq_ignore_ascii_case(name)),
-        By::NamePrefix(prefix) => f
-            .name
-            .is_some_and(|n| n.to_lowercase().starts_with(&prefix.to_lowercase())),
-        By::ServiceId(id) => f.service == Some(id) && id.parse::<ServiceId>().is_ok(),
-        By::NodeId(id) => f.node == Some(id) && id.parse::<NodeId>().is_ok(),
-        By::Slot(slot) => f.service == Some(&slot.service_id) && f.slot == Some(slot.slot),
-        By::DesiredState(state) => f.desired_state == Some(*state),
-        By::Role(role) => f.role == Some(*role),
-        By::Membership(membership) => f.membership == Some(*membership),
-        // Objects of this version refer to none of these, and have no custom indices.
-        By::Custom(_)
-        | By::CustomPrefix(_)
-        | By::ReferencedNetworkId(_)
-        | By::ReferencedSecretId(_)
-        | By::ReferencedConfigId(_)
-        | By::Kind(_) => false,
+impl Object<'_> {
+    fn kind(self) -> &'static str {
+        match self {
+            Self::Cluster(_) => "cluster",
+            Self::Node(_) => "node",
+            Self::Service(_) => "service",
+            Self::Task(_) => "task",
+        }
+    }
+
+    fn to_wire(self, renderer: &mut TaskRenderer<'_>) -> Wire {
+        match self {
+            Self::Cluster(cluster) => Wire::Cluster(convert::cluster_to_wire(cluster)),
+            Self::Node(node) => Wire::Node(convert::node_to_wire(node)),
+            Self::Service(service) => Wire::Service(convert::service_to_wire(service)),
+            Self::Task(task) => Wire::Task(renderer.render(task)),
+        }
+    }
+
+    fn id(self) -> String {
+        match self {
+            Self::Cluster(cluster) => cluster.id.to_string(),
+            Self::Node(node) => node.id.to_string(),
+            Self::Service(service) => service.id.to_string(),
+            Self::Task(task) => task.id.to_string(),
+        }
+    }
+
+    /// As SwarmKit's filters know it: of a node, its host name.
+    fn name(self, state: &State) -> Option<String> {
+        match self {
+            Self::Cluster(cluster) => Some(cluster.spec.annotations.clone()?.name),
+            Self::Node(node) => Some(node.description.as_ref()?.hostname.clone()),
+            Self::Service(service) => Some(service.spec.name.clone()),
+            Self::Task(task) => {
+                let service = state.services.get(&task.service)?;
+                Some(convert::task_name(&service.spec.name, task))
+            }
+        }
+    }
+
+    fn is(self, by: &By, state: &State) -> bool {
+        let task = match self {
+            Self::Task(task) => Some(task),
+            Self::Cluster(_) | Self::Node(_) | Self::Service(_) => None,
+        };
+        let node = match self {
+            Self::Node(node) => Some(node),
+            Self::Cluster(_) | Self::Service(_) | Self::Task(_) => None,
+        };
+        let of_service = |id: &str| task.is_some_and(|t| id.parse() == Ok(t.service));
+        match by {
+            By::Id(id) => self.id() == *id,
+            By::IdPrefix(prefix) => self.id().starts_with(prefix.as_str()),
+            By::Name(name) => self
+                .name(state)
+                .is_some_and(|n| n.eq_ignore_ascii_case(name)),
+            By::NamePrefix(prefix) => self
+                .name(state)
+                .is_some_and(|n| n.to_lowercase().starts_with(&prefix.to_lowercase())),
+            By::ServiceId(id) => of_service(id),
+            By::NodeId(id) => task
+                .and_then(|t| t.node)
+                .is_some_and(|node| id.parse() == Ok(node)),
+            By::Slot(slot) => {
+                of_service(&slot.service_id) && task.is_some_and(|t| t.slot == slot.slot)
+            }
+            By::DesiredState(state) => task.is_some_and(|t| t.desired.to_wire() == *state),
+            By::Role(role) => node.is_some_and(|n| i32::from(n.role) == *role),
+            By::Membership(membership) => {
+                node.is_some_and(|n| i32::from(n.membership) == *membership)
+            }
+            // Objects of this version refer to none of these, and have no custom indices.
+            By::Custom(_)
+            | By::CustomPrefix(_)
+            | By::ReferencedNetworkId(_)
+            | By::ReferencedSecretId(_)
+            | By::ReferencedConfigId(_)
+            | By::Kind(_) => false,
+        }
     }
 }

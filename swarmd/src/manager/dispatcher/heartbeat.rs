@@ -1,7 +1,7 @@
 //! When a node that says nothing counts as gone.
 //!
 //! [`Expiry`] is pure: it is told of beats and asked who is late. The shell around it marks late
-//! nodes DOWN, so that their tasks run elsewhere, and after a day gives their tasks up.
+//! nodes DOWN, so that the pass runs their tasks elsewhere, and gives them up after a day.
 //!
 //! A node is late three periods after its last beat. With the default of 5 s that is 15 s, which
 //! leaves 5 s of the 20 s in which the tasks of a cut-off node have to run elsewhere. After a change
@@ -12,10 +12,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use swarm_proto::id::{NodeId, TaskId};
+use swarm_proto::id::NodeId;
 use swarm_proto::pb;
-use swarm_proto::task_state::{Owner, TaskState};
-use swarm_proto::time::{Timestamp, duration_from_wire};
+use swarm_proto::time::duration_from_wire;
 
 use super::Term;
 use crate::clock::Monotonic;
@@ -31,10 +30,6 @@ const EPSILON: Duration = Duration::from_millis(500);
 const GRACE: u32 = 3;
 /// The same after a change of leader (SwarmKit's).
 const GRACE_UNKNOWN: u32 = 2 * GRACE;
-/// Tasks of a node that is DOWN for this long are given up (SwarmKit's).
-pub const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
-/// How often nodes that are DOWN are looked at; a minute more or less in a day is nothing.
-const ORPHAN_CHECK: Duration = Duration::from_secs(60);
 
 /// Who is late.
 #[derive(Debug, Default)]
@@ -123,42 +118,24 @@ pub fn spread(period: Duration, random: u32) -> Duration {
     (period - epsilon) + (2 * epsilon).mul_f64(f64::from(random) / f64::from(u32::MAX))
 }
 
-/// The tasks to give up: of nodes that have been DOWN for a day, what has not ended.
-#[must_use]
-pub fn orphans(state: &State, now: Timestamp) -> Vec<TaskId> {
-    let gone = state.nodes.values().filter(|node| {
-        node.status.state == pb::node_status::State::Down
-            && now.since(node.status.since) >= ORPHAN_AFTER
-    });
-    gone.flat_map(|node| state.node_tasks(node.id))
-        .filter(|task| {
-            task.status
-                .state
-                .may_become(TaskState::Orphaned, Owner::Node)
-        })
-        .map(|task| task.id)
-        .collect()
-}
-
-/// Marks late nodes DOWN and gives up the tasks of those that stay away.
+/// Marks late nodes DOWN.
 pub(super) async fn run(term: Arc<Term>) {
-    let mut orphan_check = term.clock.monotonic();
     loop {
         let next = term.sessions().expiry.next();
-        let wake = next.map_or(orphan_check, |next| next.min(orphan_check));
+        let due = async {
+            match next {
+                Some(at) => term.clock.sleep_until(at).await,
+                None => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = term.expiry_changed.notified() => continue,
-            () = term.clock.sleep_until(wake) => {}
+            () = due => {}
         }
-        let now = term.clock.monotonic();
-        let late = term.sessions().expire(now);
+        let late = term.sessions().expire(term.clock.monotonic());
         if !late.is_empty() {
             mark_down(&term, late).await;
-        }
-        if now >= orphan_check {
-            orphan_check = now.after(ORPHAN_CHECK);
-            give_up(&term).await;
         }
     }
 }
@@ -209,24 +186,11 @@ async fn mark_down(term: &Term, late: Vec<(NodeId, Patience)>) {
     }
 }
 
-async fn give_up(term: &Term) {
-    let tasks = orphans(&term.store.view(), term.clock.now());
-    if tasks.is_empty() {
-        return;
-    }
-    tracing::info!(
-        tasks = tasks.len(),
-        "tasks of nodes that stay down are given up"
-    );
-    let message = "node is down for 24 h".into();
-    term.write_nodes(vec![Change::OrphanTasks { tasks, message }])
-        .await;
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::clock::Clock;
+    use swarm_proto::time::Timestamp;
 
     const A: NodeId = NodeId::from_raw(1);
     const B: NodeId = NodeId::from_raw(2);

@@ -19,6 +19,9 @@ use crate::manager::dispatcher::heartbeat::Patience;
 use crate::manager::random_id;
 use crate::manager::store::Change;
 
+/// Bytes of what a node may say of itself; it is kept by every manager, and told to whoever asks.
+const DESCRIPTION_BYTES_MAX: usize = 256 << 10;
+
 /// Who calls.
 fn caller<T>(request: &Request<T>) -> Result<NodeId, Status> {
     Ok(Caller::of(request)?.node()?.node_id)
@@ -52,6 +55,12 @@ impl Term {
         if !state.nodes.contains_key(&node) {
             return Err(Status::not_found(format!(
                 "node {node} is not part of the cluster: it was removed, or never joined"
+            )));
+        }
+        let size = description.as_ref().map_or(0, prost::Message::encoded_len);
+        if size > DESCRIPTION_BYTES_MAX {
+            return Err(Status::invalid_argument(format!(
+                "node {node}: its description has {size} bytes, at most {DESCRIPTION_BYTES_MAX} are allowed"
             )));
         }
         let session = Session {

@@ -98,7 +98,11 @@ pub fn check(
 
 fn report(task: TaskId, state: TaskState, status: pb::TaskStatus, texts: &mut Texts) -> Report {
     let ports = status.port_status.map(|p| p.ports).unwrap_or_default();
-    let ports: Vec<_> = ports.into_iter().take(PORTS_MAX).collect();
+    let port = |port: pb::PortConfig| pb::PortConfig {
+        name: cut(&port.name).to_owned(),
+        ..port
+    };
+    let ports: Vec<_> = ports.into_iter().take(PORTS_MAX).map(port).collect();
     let container = status.runtime_status.map(|runtime| match runtime {
         pb::task_status::RuntimeStatus::Container(container) => container,
     });

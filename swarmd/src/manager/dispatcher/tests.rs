@@ -617,24 +617,6 @@ async fn a_new_leader_expects_the_nodes_of_the_old_one() {
 }
 
 #[tokio::test]
-async fn tasks_of_a_node_that_stays_down_are_given_up() {
-    let bed = Bed::new().await;
-    bed.add_node(N1).await;
-    bed.create_tasks(10..11, N1).await;
-    let (_, _stream) = bed.session(N1).await;
-    bed.hand.advance(Duration::from_secs(16));
-    bed.until("down", |s| {
-        s.nodes[&N1].status.state == pb::node_status::State::Down
-    })
-    .await;
-    bed.hand.advance(super::heartbeat::ORPHAN_AFTER);
-    bed.until("orphaned", |s| {
-        s.tasks[&TaskId::from_raw(10)].status.state == TaskState::Orphaned
-    })
-    .await;
-}
-
-#[tokio::test]
 async fn a_node_that_leaves_is_down_at_once() {
     let bed = Bed::new().await;
     bed.add_node(N1).await;

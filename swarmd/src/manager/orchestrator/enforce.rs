@@ -15,12 +15,12 @@ use swarm_proto::resources::{Generic, Resources};
 use swarm_proto::task_state::TaskState;
 
 use super::Work;
-use crate::manager::plan::{Ctx, Dirty};
+use crate::manager::plan::{Ctx, Dirty, chunks};
 use crate::manager::scheduler::facts::Facts;
 use crate::manager::store::{Change, Node, Service, State, Task, Usage};
 
 /// Status message of an evicted task (SwarmKit's words).
-pub(crate) const MESSAGE: &str = "task rejected by constraint enforcer";
+const MESSAGE: &str = "task rejected by constraint enforcer";
 /// Status error of an evicted task (SwarmKit's words).
 const ERROR: &str = "assigned node no longer meets constraints";
 
@@ -53,12 +53,14 @@ pub(crate) fn plan(cx: &mut Ctx, dirty: &Dirty, work: &mut Work) {
     for task in &evicted {
         work.touch(task.service, task.slot);
     }
-    cx.change(Change::EndTasks {
-        tasks: evicted.iter().map(|task| task.id).collect(),
-        state: TaskState::Rejected,
-        message: MESSAGE.into(),
-        err: ERROR.into(),
-    });
+    for tasks in chunks(evicted.iter().map(|task| task.id).collect()) {
+        cx.change(Change::EndTasks {
+            tasks,
+            state: TaskState::Rejected,
+            message: MESSAGE.into(),
+            err: ERROR.into(),
+        });
+    }
 }
 
 /// A drained node loses its tasks anyway, a paused one keeps them.

@@ -16,7 +16,7 @@ use crate::manager::store::{Change, Service, State, Task, Text};
 /// Tasks kept a slot when the cluster sets nothing (SwarmKit's default).
 const HISTORY: i64 = 5;
 /// How long a node is down before its tasks count as lost (SwarmKit's `nodeDown` period).
-pub(crate) const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
+const ORPHAN_AFTER: Duration = Duration::from_secs(24 * 3600);
 /// Status message of a task that was told to stop before it had a node.
 const NEVER_PLACED: &str = "task was told to stop before it had a node";
 

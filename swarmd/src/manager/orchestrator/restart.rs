@@ -145,8 +145,10 @@ fn replacement(
     (id, now): (TaskId, Timestamp),
 ) -> NewTask {
     let mut new = new_task(id, task.slot);
+    // What has not started itself waits for another one still; so does what follows it.
+    new.after = wait_for(state, task);
     match end {
-        // Elsewhere there is nothing to wait for.
+        // Elsewhere there is nothing to pace.
         End::ByItself if lost_node(state, task).is_some() => {}
         End::ByItself => {
             // What failed while it was held failed as if at the time when it was to start.
@@ -156,8 +158,7 @@ fn replacement(
                 new.start_at = due;
             }
         }
-        End::Evicted | End::Lost(Loss::Gone) => {}
-        End::Lost(Loss::Drained) => new.after = wait_for(state, task),
+        End::Evicted | End::Lost(_) => {}
     }
     if new.after.is_some() || !new.start_at.is_zero() {
         new.desired = TaskState::Ready;

@@ -43,13 +43,13 @@ pub(crate) fn is_live(task: &Task) -> bool {
 }
 
 /// Ended of its own accord: it is for the restart policy to say what follows. What was stopped, or
-/// lost with its node, or rejected by the constraint enforcer, is moved, not restarted.
+/// lost with its node, or evicted by the constraint enforcer, is moved, not restarted.
 pub(crate) fn ended_by_itself(task: &Task) -> bool {
     let ended = matches!(
         task.status.state,
         TaskState::Complete | TaskState::Failed | TaskState::Rejected
     );
-    ended && *task.status.message != *super::enforce::MESSAGE
+    ended && !task.status.evicted
 }
 
 /// The restart policy of the spec that a task runs.

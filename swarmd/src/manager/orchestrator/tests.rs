@@ -271,6 +271,23 @@ fn a_node_that_goes_down_is_not_waited_for() {
 }
 
 #[test]
+fn what_waits_for_another_goes_on_waiting_when_it_moves() {
+    let script = "nodes a b(pause) c(pause) / service web x1 / go / activate b / drain a";
+    for lost in [
+        "activate c / down b",
+        "activate c / rmnode b",
+        "activate c / drain b",
+    ] {
+        let mut world = World::new(script);
+        let first = world.live("web.1").after;
+        world.run(lost);
+        let moved = world.live("web.1");
+        assert_eq!(world.show(), "web.1@c assigned>ready", "{lost}");
+        assert_eq!((first.is_some(), moved.after), (true, first), "{lost}");
+    }
+}
+
+#[test]
 fn tasks_of_a_node_that_stays_down_are_given_up_after_a_day() {
     let mut world = World::new("nodes a / service web x1 / go / down a");
     assert_eq!(
@@ -522,15 +539,9 @@ fn a_rollback_by_hand_is_rolled_out() {
         world.update_state("web"),
         "ROLLBACK_COMPLETED rollback completed"
     );
-    // Nothing to roll back to any more.
-    assert!(
-        world
-            .state
-            .service_by_name("web")
-            .unwrap()
-            .previous
-            .is_none()
-    );
+    // What it went back from is kept: the next one goes forward again.
+    world.run("rollback web / go");
+    assert_eq!(world.images("web"), "1:v2 2:v2 3:v2 4:v2");
     world.run("update web image=v3 / go");
     assert_eq!(world.images("web"), "1:v3 2:v3 3:v3 4:v3");
 }

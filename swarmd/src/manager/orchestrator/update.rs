@@ -259,6 +259,7 @@ fn stop(
             id: service.id,
             expected: service.meta.version,
             message: why("update rolled back"),
+            swap: false,
         });
         return true;
     }

@@ -17,7 +17,7 @@ use swarm_proto::time::Timestamp;
 use super::change::{Change, Entry};
 use super::index::{Event, Txn};
 use super::state::{Meta, Node, Service, State, Text};
-use nodes::{create_node, remove_node, set_node_status, update_cluster};
+use nodes::{check_role, create_node, remove_node, set_node_status, update_cluster};
 use services::{create_service, rollback_service, update_service};
 use tasks::{create_tasks, end_task, explain_task, place_task, report_status, set_desired};
 
@@ -81,15 +81,14 @@ pub struct Applied {
 pub fn apply(state: &mut State, version: u64, entry: &Entry) -> Applied {
     let mut applied = Applied::default();
     state.version = version;
+    state.now = state.now.max(entry.now);
+    let now = state.now;
     for change in &entry.changes {
         let mut txn = Txn {
             state: &mut *state,
             events: &mut applied.events,
         };
-        let at = At {
-            version,
-            now: entry.now,
-        };
+        let at = At { version, now };
         applied.results.push(apply_change(&mut txn, at, change));
     }
     applied
@@ -160,6 +159,7 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             if node.meta.version != *expected {
                 return Err(out_of_sequence("node", id));
             }
+            check_role(txn.state, &node, *desired_role)?;
             node.annotations.clone_from(annotations);
             node.desired_role = *desired_role;
             node.membership = *membership;
@@ -205,7 +205,8 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             id,
             expected,
             message,
-        } => rollback_service(txn, at, *id, *expected, message),
+            swap,
+        } => rollback_service(txn, at, (*id, *expected), message, *swap),
         Change::RemoveService { id } => {
             let mut service = service(txn.state, *id)?;
             service.removed = true;
@@ -306,5 +307,66 @@ fn out_of_sequence(kind: &'static str, id: impl ToString) -> Rejected {
     Rejected::OutOfSequence {
         kind,
         name: id.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use swarm_proto::pb;
+
+    use super::*;
+    use crate::manager::store::testing::node;
+
+    fn run(state: &mut State, now: i64, change: Change) -> Result<(), Rejected> {
+        let entry = Entry {
+            now: Timestamp(now),
+            changes: vec![change],
+        };
+        let version = state.version + 1;
+        let mut applied = apply(state, version, &entry);
+        applied.results.remove(0)
+    }
+
+    #[test]
+    fn time_does_not_go_back() {
+        let mut state = State::default();
+        run(&mut state, 50, Change::CreateNode(Arc::new(node(1)))).unwrap();
+        run(&mut state, 20, Change::CreateNode(Arc::new(node(2)))).unwrap();
+        let created = |id| state.nodes[&NodeId::from_raw(id)].meta.created_at;
+        assert_eq!([created(1), created(2), state.now], [Timestamp(50); 3]);
+    }
+
+    #[test]
+    fn the_last_manager_stays_one() {
+        let mut state = State::default();
+        let manager = |id| {
+            let mut node = node(id);
+            node.desired_role = pb::NodeRole::Manager;
+            Change::CreateNode(Arc::new(node))
+        };
+        for id in 1..3 {
+            run(&mut state, 1, manager(id)).unwrap();
+        }
+        let demote = |state: &State, id: u128| {
+            let node = &state.nodes[&NodeId::from_raw(id)];
+            Change::UpdateNode {
+                id: node.id,
+                expected: node.meta.version,
+                annotations: node.annotations.clone(),
+                desired_role: pb::NodeRole::Worker,
+                membership: node.membership,
+                availability: node.availability,
+            }
+        };
+        let first = demote(&state, 1);
+        assert_eq!(run(&mut state, 1, first), Ok(()));
+        let second = demote(&state, 2);
+        let refused = run(&mut state, 1, second).unwrap_err();
+        assert!(refused.to_string().contains("last manager"), "{refused}");
+        // A worker stays one, whatever else changes.
+        let again = demote(&state, 1);
+        assert_eq!(run(&mut state, 1, again), Ok(()));
     }
 }

@@ -19,7 +19,8 @@ use super::state::{Cluster, Container, Node, Text, Update};
 /// One log entry: changes applied in order, each taken or rejected by itself.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Entry {
-    /// When it was proposed; the only "now" that apply knows.
+    /// When it was proposed. Apply knows no other "now"; it counts as the time of the entry before
+    /// it where it is earlier.
     pub now: Timestamp,
     /// What changes.
     pub changes: Vec<Change>,
@@ -106,6 +107,9 @@ pub enum Change {
         expected: u64,
         /// Why, for the update's message.
         message: String,
+        /// What it goes back from becomes the previous spec, so that the way is open again. Not for
+        /// an update that failed.
+        swap: bool,
     },
     /// Control API: removes a service; the pass then removes its tasks.
     RemoveService {
@@ -156,7 +160,7 @@ pub enum Change {
     EndTasks {
         /// Which tasks.
         tasks: Vec<TaskId>,
-        /// SHUTDOWN or REJECTED.
+        /// SHUTDOWN, or REJECTED: these count as evicted.
         state: TaskState,
         /// The status message.
         message: Text,

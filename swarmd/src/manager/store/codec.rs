@@ -131,12 +131,7 @@ pub(super) fn spec_of(
     wire: Option<pb::ServiceSpec>,
     field: &'static str,
 ) -> Result<Arc<ServiceSpec>, DecodeError> {
-    let wire = present(wire, field)?;
-    let spec = ServiceSpec::try_from(wire);
-    spec.map(Arc::new).map_err(|e| DecodeError::Field {
-        field,
-        reason: e.to_string(),
-    })
+    Ok(Arc::new(ServiceSpec::accepted(present(wire, field)?)))
 }
 
 pub(super) fn generic_of(
@@ -219,14 +214,13 @@ fn change(change: &Change) -> Kind {
             id,
             expected,
             message,
-        } => {
-            let (id, message) = (id_bytes(*id), message.clone());
-            Kind::RollbackService(own::RollbackService {
-                id,
-                expected: *expected,
-                message,
-            })
-        }
+            swap,
+        } => Kind::RollbackService(own::RollbackService {
+            id: id_bytes(*id),
+            expected: *expected,
+            message: message.clone(),
+            swap: *swap,
+        }),
         Change::RemoveService { id } => {
             Kind::RemoveService(own::RemoveService { id: id_bytes(*id) })
         }
@@ -343,6 +337,7 @@ fn report(report: &Report) -> own::Report {
         message: report.message.to_string(),
         err: report.err.to_string(),
         container: report.container.as_deref().map(record::container),
+        evicted: false,
     };
     own::Report {
         task: id_bytes(report.task),
@@ -409,6 +404,7 @@ fn change_of(wire: own::Change) -> Result<Change, DecodeError> {
             id: id_of(&r.id, "service")?,
             expected: r.expected,
             message: r.message,
+            swap: r.swap,
         },
         Kind::RemoveService(r) => Change::RemoveService {
             id: id_of(&r.id, "service")?,

@@ -9,8 +9,9 @@ use super::{Applied, Entry, State, apply, codec, snapshot};
 use crate::manager::raft::{Machine, MachineError};
 use crate::manager::writer::Written;
 
-/// Largest record of a snapshot, bytes: an object is far smaller, a damaged length is not.
-const RECORD_MAX: usize = 64 << 20;
+/// Largest record of a snapshot, bytes. A service with every spec that its tasks refer to is the largest object, some
+/// MiB at the very most; a damaged length is not.
+const RECORD_MAX: usize = 1 << 30;
 
 /// Applies entries and announces what they did.
 #[derive(Debug)]
@@ -53,6 +54,12 @@ impl Machine for StoreMachine {
 
     fn write_snapshot(view: &State, out: &mut dyn Write) -> io::Result<()> {
         for record in snapshot::encode(view) {
+            if record.len() > RECORD_MAX {
+                let len = record.len();
+                return Err(io::Error::other(format!(
+                    "an object of {len} bytes is over {RECORD_MAX}"
+                )));
+            }
             let len = u32::try_from(record.len()).map_err(io::Error::other)?;
             out.write_all(&len.to_be_bytes())?;
             out.write_all(&record)?;
@@ -74,8 +81,12 @@ impl Machine for StoreMachine {
             if len > RECORD_MAX {
                 return Err(format!("a record of {len} bytes is over {RECORD_MAX}").into());
             }
-            record.resize(len, 0);
-            input.read_exact(&mut record)?;
+            record.clear();
+            // Memory comes with the bytes, not with what is said of them.
+            let read = input.take(u64::try_from(len)?).read_to_end(&mut record)?;
+            if read < len {
+                return Err(io::Error::from(io::ErrorKind::UnexpectedEof).into());
+            }
             decoder.push(&record)?;
         }
     }

@@ -255,6 +255,7 @@ fn status(status: &Status) -> own::StatusRecord {
         message: status.message.to_string(),
         err: status.err.to_string(),
         container: status.container.as_deref().map(container),
+        evicted: status.evicted,
     }
 }
 
@@ -267,6 +268,7 @@ pub(super) fn status_of(wire: own::StatusRecord) -> Result<Status, DecodeError> 
         message: Text::from(wire.message),
         err: Text::from(wire.err),
         container: wire.container.map(|c| Box::new(container_of(c))),
+        evicted: wire.evicted,
     })
 }
 

@@ -7,6 +7,7 @@ use prost::Message as _;
 use ring::digest::{Context, SHA256};
 use swarm_proto::own;
 use swarm_proto::own::snapshot_record::Record;
+use swarm_proto::time::Timestamp;
 
 use super::codec::DecodeError;
 use super::index::Txn;
@@ -21,6 +22,7 @@ pub fn encode(state: &State) -> impl Iterator<Item = Vec<u8>> + '_ {
     let header = Record::Header(own::SnapshotHeader {
         format: FORMAT,
         version: state.version,
+        now: state.now.0,
     });
     let cluster = state
         .cluster
@@ -69,6 +71,7 @@ impl Decoder {
             }
             self.started = true;
             self.state.version = header.version;
+            self.state.now = Timestamp(header.now);
             return Ok(());
         }
         if !self.started {

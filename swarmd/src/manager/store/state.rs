@@ -32,6 +32,9 @@ const DEFAULT_CERT_EXPIRY: Duration = Duration::from_secs(2160 * 3600);
 pub struct State {
     /// Index of the last log entry applied.
     pub version: u64,
+    /// The cluster's time: the latest that an entry was proposed at. It never goes back, whatever
+    /// the managers' clocks do.
+    pub now: Timestamp,
     /// The cluster object; none before bootstrap.
     pub cluster: Option<Arc<Cluster>>,
     /// Nodes by id.
@@ -233,6 +236,8 @@ pub struct Status {
     pub message: Text,
     /// What went wrong, or why it is not placed.
     pub err: Text,
+    /// The pass took it from its node: it is moved, not restarted.
+    pub evicted: bool,
     /// Its container, once there is one.
     pub container: Option<Box<Container>>,
 }

@@ -158,10 +158,13 @@ fn change() -> impl Strategy<Value = Change> {
             expected,
             spec
         }),
-        (service(), 0u64..60).prop_map(|(id, expected)| Change::RollbackService {
-            id,
-            expected,
-            message: "back".to_owned()
+        (service(), 0u64..60, any::<bool>()).prop_map(|(id, expected, swap)| {
+            Change::RollbackService {
+                id,
+                expected,
+                message: "back".to_owned(),
+                swap,
+            }
         }),
         service().prop_map(|id| Change::RemoveService { id }),
         (

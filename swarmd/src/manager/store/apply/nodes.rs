@@ -12,7 +12,7 @@ use swarm_proto::time::Timestamp;
 use super::tasks::end_task;
 use super::{At, Rejected, node, out_of_sequence};
 use crate::manager::store::index::Txn;
-use crate::manager::store::state::{Cluster, Node, NodeStatus, Text};
+use crate::manager::store::state::{Cluster, Node, NodeStatus, State, Text};
 
 pub(super) fn update_cluster(txn: &mut Txn<'_>, at: At, cluster: &Cluster) -> Result<(), Rejected> {
     let Some(old) = &txn.state.cluster else {
@@ -53,6 +53,28 @@ pub(super) fn create_node(txn: &mut Txn<'_>, at: At, node: &Node) -> Result<(), 
     node.meta = at.created();
     txn.put_node(node);
     Ok(())
+}
+
+/// The last manager stays one. Whether the others are up, and a majority, is known to consensus.
+pub(super) fn check_role(
+    state: &State,
+    node: &Node,
+    desired: pb::NodeRole,
+) -> Result<(), Rejected> {
+    let manages = |n: &Node| n.desired_role == pb::NodeRole::Manager;
+    let mut nodes = state.nodes.values();
+    if desired == pb::NodeRole::Manager
+        || !manages(node)
+        || nodes.any(|other| other.id != node.id && manages(other))
+    {
+        return Ok(());
+    }
+    Err(Rejected::Conflict {
+        kind: "node",
+        name: node.id.to_string(),
+        reason: "can't demote the last manager of the cluster: 1 manager - 1 = 0 leave no quorum; promote another node first"
+            .to_owned(),
+    })
 }
 
 pub(super) fn set_node_status(

@@ -74,9 +74,9 @@ pub(super) fn update_service(
 pub(super) fn rollback_service(
     txn: &mut Txn<'_>,
     at: At,
-    id: ServiceId,
-    expected: u64,
+    (id, expected): (ServiceId, u64),
     message: &str,
+    swap: bool,
 ) -> Result<(), Rejected> {
     let mut old = service(txn.state, id)?;
     if old.meta.version != expected {
@@ -95,7 +95,10 @@ pub(super) fn rollback_service(
         completed_at: Timestamp::ZERO,
         message: message.to_owned(),
     };
-    old.previous = None;
+    old.previous = swap.then(|| SpecVersion {
+        version: old.spec_version,
+        spec: Arc::clone(&old.spec),
+    });
     old.update = Some(update);
     set_spec(txn, at, old, &previous.spec);
     Ok(())

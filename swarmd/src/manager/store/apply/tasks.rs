@@ -156,6 +156,7 @@ pub(super) fn end_task(
         task.status.applied_at = at.now;
         task.status.message = Arc::clone(message);
         task.status.err = Arc::clone(err);
+        task.status.evicted = state == TaskState::Rejected;
         task.meta = at.updated(task.meta);
         Some(task)
     });
