@@ -179,7 +179,7 @@ pub fn status_to_wire(status: &Status) -> pb::TaskStatus {
         port_status: container
             .filter(|c| !c.ports.is_empty())
             .map(|c| pb::PortStatus {
-                ports: c.ports.clone(),
+                ports: c.ports.to_vec(),
             }),
         applied_by: String::new(),
         applied_at: status.applied_at.to_wire(),
@@ -188,7 +188,7 @@ pub fn status_to_wire(status: &Status) -> pb::TaskStatus {
 
 fn runtime_status(container: &Container) -> pb::task_status::RuntimeStatus {
     pb::task_status::RuntimeStatus::Container(pb::ContainerStatus {
-        container_id: container.id.clone(),
+        container_id: container.id.to_string(),
         pid: container.pid,
         exit_code: container.exit_code,
     })

@@ -158,7 +158,6 @@ mod tests {
 
     use proptest::prelude::*;
     use swarm_proto::id::ServiceId;
-    use swarm_proto::time::Timestamp;
 
     use super::*;
     use crate::manager::store::{Meta, Status};
@@ -174,8 +173,7 @@ mod tests {
             spec_version: 1,
             node: node.map(NodeId::from_raw),
             desired,
-            start_at: Timestamp::ZERO,
-            after: None,
+            hold: None,
             generic: None,
             status: Status {
                 state,
@@ -184,13 +182,17 @@ mod tests {
         }
     }
 
+    fn of_node(state: &mut State, node: NodeId) -> &mut imbl::OrdSet<TaskId> {
+        state.index.node_tasks.entry(node).or_default()
+    }
+
     fn put(state: &mut State, task: Task) -> Option<Arc<Task>> {
         let old = state.tasks.insert(task.id, Arc::new(task.clone()));
         if let Some(node) = old.as_ref().and_then(|t| t.node) {
-            state.index.node_tasks.remove(&(node, task.id));
+            of_node(state, node).remove(&task.id);
         }
         if let Some(node) = task.node {
-            state.index.node_tasks.insert((node, task.id));
+            of_node(state, node).insert(task.id);
         }
         old
     }
@@ -198,7 +200,7 @@ mod tests {
     fn take(state: &mut State, id: TaskId) -> Option<Arc<Task>> {
         let old = state.tasks.remove(&id)?;
         if let Some(node) = old.node {
-            state.index.node_tasks.remove(&(node, id));
+            of_node(state, node).remove(&id);
         }
         Some(old)
     }

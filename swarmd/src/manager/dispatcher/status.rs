@@ -102,14 +102,14 @@ fn report(task: TaskId, state: TaskState, status: pb::TaskStatus, texts: &mut Te
         name: cut(&port.name).to_owned(),
         ..port
     };
-    let ports: Vec<_> = ports.into_iter().take(PORTS_MAX).map(port).collect();
+    let ports: Box<[_]> = ports.into_iter().take(PORTS_MAX).map(port).collect();
     let container = status.runtime_status.map(|runtime| match runtime {
         pb::task_status::RuntimeStatus::Container(container) => container,
     });
     let container = (container.is_some() || !ports.is_empty()).then(|| {
         let container = container.unwrap_or_default();
         Box::new(Container {
-            id: cut(&container.container_id).to_owned(),
+            id: cut(&container.container_id).into(),
             pid: container.pid,
             exit_code: container.exit_code,
             ports,

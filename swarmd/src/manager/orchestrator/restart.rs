@@ -56,10 +56,10 @@ fn plan_slot(
             }
             continue;
         };
-        if end == End::ByItself && task.start_at > cx.now {
+        if end == End::ByItself && task.start_at() > cx.now {
             // It failed while it was held, as with an image that can't be pulled. Its own delay
             // paces the attempts; without it they would follow each other at once.
-            cx.wake(task.start_at);
+            cx.wake(task.start_at());
             continue;
         }
         stop.push(task.id);
@@ -152,7 +152,7 @@ fn replacement(
         End::ByItself if lost_node(state, task).is_some() => {}
         End::ByItself => {
             // What failed while it was held failed as if at the time when it was to start.
-            let ended = task.status.applied_at.max(task.start_at);
+            let ended = task.status.applied_at.max(task.start_at());
             let due = ended.after(restart_policy(service, task).delay);
             if due > now {
                 new.start_at = due;
@@ -168,7 +168,7 @@ fn replacement(
 
 /// The task that has to stop before one may start that replaces `task`.
 pub(crate) fn wait_for(state: &State, task: &Task) -> Option<TaskId> {
-    let before = task.after.and_then(|id| state.tasks.get(&id));
+    let before = task.after().and_then(|id| state.tasks.get(&id));
     if let Some(before) = before.filter(|before| !has_stopped(state, before)) {
         // It has not started itself yet: it waits for that one.
         return Some(before.id);
@@ -182,11 +182,11 @@ fn is_held(task: &Task) -> bool {
 
 /// Whether a held task may start now; asks for a pass when time alone will make it so.
 fn is_due(cx: &mut Ctx, task: &Task) -> bool {
-    if task.start_at > cx.now {
-        cx.wake(task.start_at);
+    if task.start_at() > cx.now {
+        cx.wake(task.start_at());
         return false;
     }
-    let before = task.after.and_then(|id| cx.state.tasks.get(&id));
+    let before = task.after().and_then(|id| cx.state.tasks.get(&id));
     let stopped = before.is_none_or(|before| has_stopped(&cx.state, before));
     let until = task.meta.created_at.after(STOP_WAIT);
     if stopped || until <= cx.now {

@@ -247,7 +247,7 @@ fn a_drained_task_is_waited_for_a_minute() {
     // The agent of b is ready at once, that of a does not stop its task.
     let on_b = world.live("web.1");
     assert_eq!(
-        on_b.after,
+        on_b.after(),
         Some(
             world
                 .state
@@ -279,11 +279,11 @@ fn what_waits_for_another_goes_on_waiting_when_it_moves() {
         "activate c / drain b",
     ] {
         let mut world = World::new(script);
-        let first = world.live("web.1").after;
+        let first = world.live("web.1").after();
         world.run(lost);
         let moved = world.live("web.1");
         assert_eq!(world.show(), "web.1@c assigned>ready", "{lost}");
-        assert_eq!((first.is_some(), moved.after), (true, first), "{lost}");
+        assert_eq!((first.is_some(), moved.after()), (true, first), "{lost}");
     }
 }
 

@@ -208,8 +208,8 @@ fn holds(state: &State, task: &Task, now: Timestamp) -> Vec<String> {
     if !slot::is_live(task) || task.desired != TaskState::Ready {
         return reasons;
     }
-    if task.start_at > now {
-        let left = amount::wait(task.start_at.since(now));
+    if task.start_at() > now {
+        let left = amount::wait(task.start_at().since(now));
         let what = if task.status.state.is_terminal() {
             "it is replaced"
         } else {
@@ -217,7 +217,7 @@ fn holds(state: &State, task: &Task, now: Timestamp) -> Vec<String> {
         };
         reasons.push(format!("{what} in {left}: the restart policy's delay"));
     }
-    let before = task.after.and_then(|id| state.tasks.get(&id));
+    let before = task.after().and_then(|id| state.tasks.get(&id));
     if let Some(before) = before.filter(|before| !has_stopped(state, before)) {
         reasons.push(format!(
             "it starts when task {} has stopped, which is {}",

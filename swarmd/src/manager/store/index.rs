@@ -113,10 +113,8 @@ impl Txn<'_> {
         let new = Arc::new(new);
         let state = &mut *self.state;
         state.tasks.insert(new.id, Arc::clone(&new));
-        state
-            .index
-            .service_tasks
-            .insert((new.service, new.slot, new.id));
+        let of_service = state.index.service_tasks.entry(new.service).or_default();
+        of_service.insert((new.slot, new.id));
         state.count_spec(new.service, new.spec_version);
         state.reindex_task(None, Some(&new));
         self.events.push(Event::Task {
@@ -147,10 +145,8 @@ impl Txn<'_> {
             return;
         };
         self.state.reindex_task(Some(&old), None);
-        self.state
-            .index
-            .service_tasks
-            .remove(&(old.service, old.slot, old.id));
+        let entry = (old.slot, old.id);
+        remove_entry(&mut self.state.index.service_tasks, old.service, &entry);
         let (service, version) = (old.service, old.spec_version);
         self.events.push(Event::Task {
             old: Some(old),
@@ -216,8 +212,16 @@ impl State {
 
     /// Moves a task's index entries from what it was to what it is.
     fn reindex_task(&mut self, old: Option<&Task>, new: Option<&Task>) {
-        let node = |t: Option<&Task>| t.and_then(|t| t.node.map(|n| (n, t.id)));
-        move_entry(&mut self.index.node_tasks, node(old), node(new));
+        let node = |t: Option<&Task>| t.and_then(|t| Some((t.node?, t.id)));
+        if node(old) != node(new) {
+            let of_nodes = &mut self.index.node_tasks;
+            if let Some((node, task)) = node(old) {
+                remove_entry(of_nodes, node, &task);
+            }
+            if let Some((node, task)) = node(new) {
+                of_nodes.entry(node).or_default().insert(task);
+            }
+        }
         let unplaced = |t: Option<&Task>| t.filter(|t| is_unplaced(t)).map(|t| (t.service, t.id));
         move_entry(&mut self.index.unplaced, unplaced(old), unplaced(new));
         move_entry(&mut self.index.held, old.and_then(held), new.and_then(held));
@@ -354,12 +358,27 @@ fn is_unplaced(task: &Task) -> bool {
 fn held(task: &Task) -> Option<(Timestamp, TaskId)> {
     // What ended while it was held is replaced when its time has come, so it stays in the index.
     let wanted = task.desired <= TaskState::Complete;
-    let waits = wanted && (!task.start_at.is_zero() || task.after.is_some());
-    let until = match task.after {
-        Some(_) if task.start_at.is_zero() => task.meta.created_at.after(STOP_WAIT),
-        Some(_) | None => task.start_at,
+    let hold = task.hold.as_deref().filter(|_| wanted)?;
+    let until = match hold.after {
+        Some(_) if hold.start_at.is_zero() => task.meta.created_at.after(STOP_WAIT),
+        Some(_) | None => hold.start_at,
     };
-    waits.then_some((until, task.id))
+    Some((until, task.id))
+}
+
+/// Takes an entry out of the set of a key; a set that is empty goes.
+fn remove_entry<K: Ord + Copy, T: Ord + Clone>(
+    sets: &mut imbl::OrdMap<K, imbl::OrdSet<T>>,
+    key: K,
+    entry: &T,
+) {
+    let Some(set) = sets.get_mut(&key) else {
+        return;
+    };
+    set.remove(entry);
+    if set.is_empty() {
+        sets.remove(&key);
+    }
 }
 
 fn move_entry<T: Ord + Clone>(set: &mut imbl::OrdSet<T>, old: Option<T>, new: Option<T>) {

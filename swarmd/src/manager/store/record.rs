@@ -13,8 +13,8 @@ use super::codec::{
     spec_of, state_of, state_wire,
 };
 use super::state::{
-    Cluster, Container, Failure, Meta, Node, NodeStatus, Service, SpecVersion, Status, Task, Text,
-    Update,
+    Cluster, Container, Failure, Hold, Meta, Node, NodeStatus, Service, SpecVersion, Status, Task,
+    Text, Update,
 };
 
 fn meta(meta: Meta) -> own::MetaRecord {
@@ -218,8 +218,8 @@ pub(super) fn task(task: &Task) -> own::TaskRecord {
         spec_version: task.spec_version,
         node: maybe_id_bytes(task.node),
         desired: state_wire(task.desired),
-        start_at: task.start_at.0,
-        after: maybe_id_bytes(task.after),
+        start_at: task.start_at().0,
+        after: maybe_id_bytes(task.after()),
         generic: task
             .generic
             .as_deref()
@@ -239,8 +239,7 @@ pub(super) fn task_of(wire: own::TaskRecord) -> Result<Task, DecodeError> {
         spec_version: wire.spec_version,
         node: maybe_id_of(&wire.node, "node")?,
         desired: state_of(wire.desired, "desired")?,
-        start_at: Timestamp(wire.start_at),
-        after: maybe_id_of(&wire.after, "after")?,
+        hold: Hold::new(Timestamp(wire.start_at), maybe_id_of(&wire.after, "after")?),
         generic: (!generic.is_empty()).then(|| Box::new(generic)),
         status: status_of(wire.status.unwrap_or_default())?,
     })
@@ -274,18 +273,18 @@ pub(super) fn status_of(wire: own::StatusRecord) -> Result<Status, DecodeError> 
 
 pub(super) fn container(container: &Container) -> own::ContainerRecord {
     own::ContainerRecord {
-        id: container.id.clone(),
+        id: container.id.to_string(),
         pid: container.pid,
         exit_code: container.exit_code,
-        ports: container.ports.clone(),
+        ports: container.ports.to_vec(),
     }
 }
 
 fn container_of(wire: own::ContainerRecord) -> Container {
     Container {
-        id: wire.id,
+        id: wire.id.into(),
         pid: wire.pid,
         exit_code: wire.exit_code,
-        ports: wire.ports,
+        ports: wire.ports.into(),
     }
 }

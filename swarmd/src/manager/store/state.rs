@@ -52,13 +52,13 @@ pub struct State {
 pub struct Index {
     /// Service by lower-case name; removed services are not here.
     pub service_names: OrdMap<String, ServiceId>,
-    /// Tasks by service, then slot.
-    pub service_tasks: OrdSet<(ServiceId, u64, TaskId)>,
-    /// Tasks by node.
-    pub node_tasks: OrdSet<(NodeId, TaskId)>,
+    /// Tasks of each service that has some, by slot.
+    pub service_tasks: OrdMap<ServiceId, OrdSet<(u64, TaskId)>>,
+    /// Tasks of each node that has some.
+    pub node_tasks: OrdMap<NodeId, OrdSet<TaskId>>,
     /// Live tasks without a node: what the scheduler has to place.
     pub unplaced: OrdSet<(ServiceId, TaskId)>,
-    /// Tasks held until a time ([`Task::start_at`]), or until another has stopped ([`Task::after`]):
+    /// Tasks held until a time, or until another has stopped ([`Task::hold`]):
     /// these by when they stop waiting, see [`STOP_WAIT`].
     pub held: OrdSet<(Timestamp, TaskId)>,
     /// How many tasks refer to each version of a service's spec.
@@ -211,14 +211,29 @@ pub struct Task {
     pub node: Option<NodeId>,
     /// Pass: where it should get to.
     pub desired: TaskState,
-    /// Pass: held at desired READY until then; zero when not held.
-    pub start_at: Timestamp,
-    /// Pass: held at desired READY until that task has stopped.
-    pub after: Option<TaskId>,
+    /// Pass: what it waits for at desired READY. Few do.
+    pub hold: Option<Box<Hold>>,
     /// Pass: the generic resources it was given.
     pub generic: Option<Box<BTreeMap<String, Generic>>>,
     /// Agent (and pass, while it has no node): where it is.
     pub status: Status,
+}
+
+/// What a task waits for before it may run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Hold {
+    /// Until then; zero for no such time.
+    pub start_at: Timestamp,
+    /// Until that task has stopped.
+    pub after: Option<TaskId>,
+}
+
+impl Hold {
+    /// None where there is nothing to wait for.
+    pub fn new(start_at: Timestamp, after: Option<TaskId>) -> Option<Box<Self>> {
+        let waits = !start_at.is_zero() || after.is_some();
+        waits.then(|| Box::new(Self { start_at, after }))
+    }
 }
 
 /// Where a task is.
@@ -253,13 +268,13 @@ pub type Text = Arc<str>;
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Container {
     /// The runtime's id of it.
-    pub id: String,
+    pub id: Box<str>,
     /// Process id on its node.
     pub pid: i32,
     /// Exit code, once ended.
     pub exit_code: i32,
     /// Ports in use on its node.
-    pub ports: Vec<pb::PortConfig>,
+    pub ports: Box<[pb::PortConfig]>,
 }
 
 /// What the tasks on a node take from it.
@@ -343,6 +358,16 @@ impl GenericUsage {
 }
 
 impl Task {
+    /// When it may start; zero for at once.
+    pub fn start_at(&self) -> Timestamp {
+        self.hold.as_ref().map_or(Timestamp::ZERO, |h| h.start_at)
+    }
+
+    /// The task that has to stop before.
+    pub fn after(&self) -> Option<TaskId> {
+        self.hold.as_ref()?.after
+    }
+
     /// Should run and has not ended.
     pub fn is_active(&self) -> bool {
         self.desired <= TaskState::Complete && !self.status.state.is_terminal()
@@ -380,29 +405,22 @@ impl State {
 
     /// A service's tasks, by slot.
     pub fn service_tasks(&self, id: ServiceId) -> impl Iterator<Item = &Arc<Task>> {
-        let range = (id, 0, TaskId::MIN)..=(id, u64::MAX, TaskId::MAX);
-        self.index
-            .service_tasks
-            .range(range)
-            .filter_map(|(_, _, task)| self.tasks.get(task))
+        let tasks = self.index.service_tasks.get(&id).into_iter().flatten();
+        tasks.filter_map(|(_, task)| self.tasks.get(task))
     }
 
     /// The tasks of one slot, oldest id first (ids are random: sort by time where order matters).
     pub fn slot_tasks(&self, id: ServiceId, slot: u64) -> impl Iterator<Item = &Arc<Task>> {
-        let range = (id, slot, TaskId::MIN)..=(id, slot, TaskId::MAX);
-        self.index
-            .service_tasks
-            .range(range)
-            .filter_map(|(_, _, task)| self.tasks.get(task))
+        let tasks = self.index.service_tasks.get(&id).into_iter();
+        tasks
+            .flat_map(move |tasks| tasks.range((slot, TaskId::MIN)..=(slot, TaskId::MAX)))
+            .filter_map(|(_, task)| self.tasks.get(task))
     }
 
     /// A node's tasks, by id.
     pub fn node_tasks(&self, id: NodeId) -> impl Iterator<Item = &Arc<Task>> {
-        let range = (id, TaskId::MIN)..=(id, TaskId::MAX);
-        self.index
-            .node_tasks
-            .range(range)
-            .filter_map(|(_, task)| self.tasks.get(task))
+        let tasks = self.index.node_tasks.get(&id).into_iter().flatten();
+        tasks.filter_map(|task| self.tasks.get(task))
     }
 
     /// Live tasks without a node, by service.

@@ -10,7 +10,7 @@ use swarm_proto::time::Timestamp;
 use super::{ASSIGNED, At, FAILURE_WINDOW, FAILURES_MAX, Rejected, node, out_of_sequence};
 use crate::manager::store::change::{NewTask, Placement, Report};
 use crate::manager::store::index::Txn;
-use crate::manager::store::state::{Failure, State, Status, Task, Text};
+use crate::manager::store::state::{Failure, Hold, State, Status, Task, Text};
 
 pub(super) fn create_tasks(
     txn: &mut Txn<'_>,
@@ -53,8 +53,7 @@ pub(super) fn create_tasks(
             spec_version,
             node,
             desired: new.desired,
-            start_at: new.start_at,
-            after: new.after,
+            hold: Hold::new(new.start_at, new.after),
             generic: given.then(|| Box::new(new.generic.clone())),
             status: Status {
                 state,
@@ -132,8 +131,7 @@ pub(super) fn set_desired(txn: &mut Txn<'_>, at: At, id: TaskId, desired: TaskSt
         }
         let mut task = task.clone();
         task.desired = desired;
-        task.start_at = Timestamp::ZERO;
-        task.after = None;
+        task.hold = None;
         task.meta = at.updated(task.meta);
         Some(task)
     });
