@@ -17,7 +17,7 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::config::{Cli, Command, Config};
-use crate::node;
+use crate::{host, node};
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
@@ -32,6 +32,7 @@ pub fn run() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    host::tune_allocator();
     // One crypto provider for the whole process, also for libraries that ask for the default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread()

@@ -15,6 +15,36 @@ pub(crate) fn raise_file_limit() {
     }
 }
 
+/// Arenas that glibc's allocator spreads threads over. Its own choice, eight a core, leaves free memory in each: with
+/// 1,000 nodes and 100,000 tasks 200 MB were resident for 145 MB in use, and 172 MB are with two (one is 3 MB less, and
+/// a third slower).
+#[cfg(target_env = "gnu")]
+const ARENAS: i32 = 2;
+/// Bytes from which an allocation is a mapping of its own and goes back to the system when it is freed, and of free
+/// memory at an end of the heap that does. Both are glibc's defaults; setting them keeps it from raising them to 32 MiB
+/// once a snapshot or a large message was freed.
+#[cfg(target_env = "gnu")]
+const LARGE: i32 = 128 << 10;
+
+/// Sets up the allocator for a daemon that has bursts and then waits. Called before there are other threads.
+#[cfg(target_env = "gnu")]
+#[expect(unsafe_code, reason = "no safe wrapper of mallopt exists")]
+pub(crate) fn tune_allocator() {
+    use nix::libc::{M_ARENA_MAX, M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, mallopt};
+    for (parameter, value) in [
+        (M_ARENA_MAX, ARENAS),
+        (M_MMAP_THRESHOLD, LARGE),
+        (M_TRIM_THRESHOLD, LARGE),
+    ] {
+        // SAFETY: takes two numbers and keeps nothing of the caller's. What it refuses stays as it was.
+        let _ = unsafe { mallopt(parameter, value) };
+    }
+}
+
+/// Other allocators have no such settings.
+#[cfg(not(target_env = "gnu"))]
+pub(crate) fn tune_allocator() {}
+
 /// How to reach, from this host, what listens on `addr`.
 pub(crate) fn local_address(addr: SocketAddr) -> SocketAddr {
     match addr {
