@@ -6,6 +6,7 @@
 //! | [`step`] | pure: what comes next for a task, and what an outcome makes of its state |
 //! | [`containerd`] | runs containers on plain containerd |
 //! | [`simulated`] | thousands of scripted tasks a process |
+//! | [`requirement`] | what a host has to have, and what it has |
 //! | [`none`] | refuses tasks, for hosts without a container runtime |
 //!
 //! A backend knows a task and its container. It knows nothing of managers, services or overlays.
@@ -16,6 +17,7 @@ pub mod executor;
 pub mod host;
 pub mod none;
 pub mod plugins;
+pub mod requirement;
 pub mod simulated;
 pub mod step;
 

@@ -29,6 +29,7 @@ pub const TICK: Duration = Duration::from_millis(50);
         swarmd --listen-remote-api 0.0.0.0:4242                        start a new cluster\n  \
         swarmd --join-addr 10.0.0.1:4242 --join-token SWMTKN-1-…       join one\n  \
         swarmd -d ./node-1 --listen-control-api ./node-1/swarm.sock --hostname node-1\n  \
+        swarmd doctor                                                  say what this host lacks\n  \
         swarmd leave                                                   leave the cluster and empty this node\n\n\
         Stopping swarmd (SIGTERM, SIGINT) leaves its containers running; it adopts them at its next start."
 )]
@@ -36,6 +37,9 @@ pub struct Cli {
     /// Print the version and exit
     #[arg(short = 'v', long, action = clap::ArgAction::Version)]
     version: Option<bool>,
+    /// Check the settings, say so, and exit
+    #[arg(long)]
+    pub check_config: bool,
     /// Read settings from this YAML file; keys are the long flags without dashes in front
     #[arg(long, env = "SWARMD_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
@@ -58,6 +62,22 @@ pub enum Command {
         /// Leave even where no manager can be told, or this is the last manager
         #[arg(long, short)]
         force: bool,
+    },
+    /// Say what this host lacks for these settings, and how to get it; changes nothing
+    #[command(
+        after_help = "Settings are given as for running: swarmd --engine-addr unix:///run/c.sock doctor\n\n\
+        Exit codes: 0 nothing is missing, 1 something is, 2 wrong settings"
+    )]
+    Doctor,
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Write the manual pages into a directory
+    Man {
+        /// The directory
+        dir: PathBuf,
     },
 }
 
@@ -274,6 +294,15 @@ pub enum ExecutorKind {
     Simulated,
     /// No tasks here.
     None,
+}
+
+/// Whether the operator wants no colours (<https://no-color.org>).
+pub(crate) fn no_colour() -> bool {
+    #[expect(
+        clippy::disallowed_methods,
+        reason = "how text looks is the process's own affair"
+    )]
+    std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty())
 }
 
 /// All that is wrong with the settings.

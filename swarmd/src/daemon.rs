@@ -7,21 +7,28 @@
     reason = "the process speaks to its operator before logs are up"
 )]
 
-use std::io::IsTerminal as _;
+use std::io::{IsTerminal as _, Write as _};
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::Parser as _;
+use clap::{CommandFactory as _, Parser as _};
 use swarm_proto::{amount, own};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
-use crate::config::{Cli, Command, Config};
-use crate::{host, node};
+use crate::clock::Clock;
+use crate::config::{Cli, Command, Config, no_colour};
+use crate::{doctor, host, node, service_manager};
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
     let cli = Cli::parse();
+    match &cli.command {
+        Some(Command::Completion { shell }) => return completion(*shell),
+        Some(Command::Man { dir }) => return manual(dir),
+        Some(Command::Leave { .. } | Command::Doctor) | None => {}
+    }
     let config = match cli.config() {
         Ok(config) => config,
         Err(errors) => {
@@ -32,6 +39,10 @@ pub fn run() -> ExitCode {
             return ExitCode::from(2);
         }
     };
+    if cli.check_config {
+        eprintln!("swarmd: the settings are valid");
+        return ExitCode::SUCCESS;
+    }
     host::tune_allocator();
     // One crypto provider for the whole process, also for libraries that ask for the default.
     let _ = rustls::crypto::ring::default_provider().install_default();
@@ -51,11 +62,39 @@ pub fn run() -> ExitCode {
             runtime.block_on(serve(config))
         }
         Some(Command::Leave { force }) => runtime.block_on(leave(&config, *force)),
+        Some(Command::Doctor) => match runtime.block_on(doctor::run(&config)) {
+            true => Ok(()),
+            false => return ExitCode::FAILURE,
+        },
+        Some(Command::Completion { .. } | Command::Man { .. }) => Ok(()),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("swarmd: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn completion(shell: clap_complete::Shell) -> ExitCode {
+    // Into memory first: the generator stops the process when it can't write.
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut Cli::command(), "swarmd", &mut script);
+    written(std::io::stdout().write_all(&script))
+}
+
+fn manual(dir: &Path) -> ExitCode {
+    written(
+        std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir)),
+    )
+}
+
+fn written(result: std::io::Result<()>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("swarmd: can't write: {error}");
             ExitCode::FAILURE
         }
     }
@@ -72,14 +111,9 @@ fn start_logs(config: &Config) {
         level => format!("{level},openraft=error"),
     };
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
-    #[expect(
-        clippy::disallowed_methods,
-        reason = "how logs look is the process's own affair"
-    )]
-    let plain = std::env::var_os("NO_COLOR").is_some();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_ansi(std::io::stderr().is_terminal() && !plain)
+        .with_ansi(std::io::stderr().is_terminal() && !no_colour())
         .with_writer(std::io::stderr);
     // Fails only when a subscriber is set already: in-process tests do so.
     let _ = if config.log_json {
@@ -94,15 +128,19 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut running = std::pin::pin!(node::run(config, cancel.clone()));
+    let mut alive = std::pin::pin!(service_manager::keep_alive(Clock::real()));
     tokio::select! {
         biased;
+        never = &mut alive => match never {},
         _ = terminate.recv() => tracing::info!("stopping on SIGTERM; containers keep running"),
         _ = interrupt.recv() => tracing::info!("stopping on SIGINT; containers keep running"),
         ended = &mut running => return Ok(ended?),
     }
     cancel.cancel();
+    service_manager::stopping();
     tokio::select! {
         biased;
+        never = alive => match never {},
         ended = &mut running => Ok(ended?),
         _ = terminate.recv() => Err("stopped at once, by a second signal".into()),
         _ = interrupt.recv() => Err("stopped at once, by a second signal".into()),

@@ -11,11 +11,13 @@ pub mod ca;
 pub mod clock;
 pub mod config;
 mod daemon;
+mod doctor;
 mod executors;
 mod host;
 pub mod manager;
 pub mod node;
 pub mod operator;
+mod service_manager;
 pub mod state_dir;
 pub mod worker_api;
 

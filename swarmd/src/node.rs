@@ -35,7 +35,7 @@ use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::state_dir::StateDir;
 use crate::worker_api::{self, AskManager};
-use crate::{executors, host};
+use crate::{executors, host, service_manager};
 use running::{End, Running, heed};
 
 /// Leave orders that wait while one is carried out.
@@ -108,6 +108,9 @@ async fn run_once(config: Config, cancel: CancellationToken) -> Result<End, Node
     let state = StateDir::open(&config.state_dir)?;
     let socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
     // Joining waits for managers that may never answer.
+    service_manager::status(
+        "starting; waits for managers where this node is not in the cluster yet",
+    );
     let identity = cancel.run_until_cancelled(start_identity(&config, &state, &clock));
     let Some(known) = identity.await else {
         return Ok(End::Stopped);
@@ -260,6 +263,7 @@ async fn run_worker(
     let cluster = ClusterState::Elsewhere(ask.clone());
     let operator = ports.operator(running.security.clone(), cluster);
     running.serve_socket(socket, worker_api::routes(operator, ask), None);
+    running.tell_ready(Role::Worker);
     let end = running.until_end(None).await;
     running.stop(None, end).await
 }
@@ -292,6 +296,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     running.serve_socket(socket, routes.clone(), Some(Arc::clone(&forwarder)));
     running.serve_remote(incoming, routes, (&manager, forwarder));
     running.join_managers(&manager)?;
+    running.tell_ready(Role::Manager);
     let duties = manager.duties();
     running.tasks.spawn(duties.run(running.cancel.clone()));
     let end = running.until_end(Some(&manager)).await;

@@ -29,6 +29,32 @@ pub(super) fn oom_kills(namespace: &str, task_id: &str) -> u64 {
         .unwrap_or(0)
 }
 
+/// The version of this host's cgroups, and the controllers it has.
+///
+/// # Errors
+/// Why that can't be told.
+pub(super) fn controllers() -> Result<(&'static str, Vec<String>), String> {
+    if only_v2() {
+        let file = Path::new(ROOT).join("cgroup.controllers");
+        let text =
+            std::fs::read_to_string(&file).map_err(|e| format!("{}: {e}", file.display()))?;
+        let names = text.split_ascii_whitespace().map(str::to_owned);
+        return Ok(("v2", names.collect()));
+    }
+    let mounted = std::fs::read_dir(ROOT).map_err(|e| format!("{ROOT}: {e}"))?;
+    // `cpu,cpuacct` is one directory with two names.
+    let names = mounted
+        .flatten()
+        .filter_map(|entry| entry.file_name().into_string().ok());
+    let names: Vec<String> = names
+        .flat_map(|name| name.split(',').map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    match names.is_empty() {
+        true => Err(format!("nothing is mounted at {ROOT}")),
+        false => Ok(("v1", names)),
+    }
+}
+
 /// True on a host that has no cgroup v1 hierarchy.
 pub(super) fn only_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()

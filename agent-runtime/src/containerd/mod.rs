@@ -20,6 +20,7 @@
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
 //! | `making` | from the task to a created container |
 //! | `controller` | the [`Controller`] over all of it |
+//! | `requirements` | what all this needs of the host |
 
 mod account;
 mod cgroup;
@@ -40,6 +41,7 @@ mod netns;
 mod network;
 mod node;
 mod registry;
+mod requirements;
 mod rootfs;
 mod seccomp;
 mod security;
@@ -59,6 +61,8 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use swarm_proto::pb;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+
+pub use requirements::requirements;
 
 use client::{CALL_MAX, Client, or_absent};
 use controller::ContainerdController;

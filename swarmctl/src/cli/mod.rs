@@ -91,6 +91,11 @@ Examples:
         /// The shell
         shell: Shell,
     },
+    /// Write the manual pages, one a command, into a directory
+    Man {
+        /// The directory; made where it is not there
+        dir: std::path::PathBuf,
+    },
 }
 
 #[derive(Clone, Copy, Debug, ValueEnum)]

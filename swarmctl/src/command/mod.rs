@@ -2,6 +2,7 @@
 
 mod cluster;
 mod completion;
+mod man;
 mod node;
 mod service;
 mod session;
@@ -30,6 +31,7 @@ pub(crate) async fn dispatch(
     };
     match cli.command {
         Command::Completion { shell } => completion::run(shell, terminal),
+        Command::Man { dir } => man::run(&dir),
         Command::Version => version::run(&target, environment, terminal).await,
         Command::Node(node) => node::run(node, &target, environment, terminal).await,
         Command::Service(service) => service::run(*service, &target, environment, terminal).await,

@@ -20,6 +20,7 @@ use crate::manager::forward::{ForwardLayer, Forwarder};
 use crate::manager::joining::Joiner;
 use crate::manager::{Manager, server};
 use crate::operator::LeaveOrder;
+use crate::service_manager;
 use crate::state_dir::StateDir;
 
 /// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
@@ -82,6 +83,16 @@ impl Running {
             if let Err(error) = server.serve_with_incoming_shutdown(socket, stop).await {
                 tracing::error!(%error, "the control socket failed");
             }
+        });
+    }
+
+    /// Tells the service manager that this node is up, and from now on how it goes.
+    pub(super) fn tell_ready(&mut self, role: Role) {
+        service_manager::ready();
+        let (agent, cancel) = (self.agent.status(), self.cancel.clone());
+        self.tasks.spawn(async move {
+            let told = service_manager::follow(role, agent);
+            let _ = cancel.run_until_cancelled(told).await;
         });
     }
 
