@@ -7,6 +7,7 @@
 
 mod e2e {
     mod certificates;
+    mod host;
     mod managers;
     mod messages;
 }
