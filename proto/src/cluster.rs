@@ -13,6 +13,8 @@ pub const CLUSTER_NAME: &str = "default";
 /// Shortest validity of a node's certificate: renewal needs time to be tried again.
 pub const NODE_CERT_EXPIRY_MIN: Duration = Duration::from_secs(3600);
 
+/// Shortest heartbeat period: below, a thousand nodes would keep a manager busy with beats alone.
+pub const HEARTBEAT_PERIOD_MIN: Duration = Duration::from_millis(100);
 /// Longest heartbeat period: a node is DOWN only after three of them.
 pub const HEARTBEAT_PERIOD_MAX: Duration = Duration::from_secs(600);
 
@@ -69,6 +71,12 @@ impl TryFrom<&pb::ClusterSpec> for ClusterSpec {
         let period = period
             .filter(|p| !p.is_zero())
             .unwrap_or(default.heartbeat_period);
+        if period < HEARTBEAT_PERIOD_MIN {
+            faults.add(
+                "dispatcher.heartbeat_period",
+                format!("{period:?} is too short; the shortest is {HEARTBEAT_PERIOD_MIN:?}"),
+            );
+        }
         if period > HEARTBEAT_PERIOD_MAX {
             faults.add(
                 "dispatcher.heartbeat_period",

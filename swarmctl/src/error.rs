@@ -80,6 +80,10 @@ impl fmt::Display for Kind {
 pub(crate) enum Error {
     #[error("{0}")]
     Usage(Problems),
+    #[error(
+        "a {kind} is named by its ID, a unique prefix of it, or its name; an empty name names nothing"
+    )]
+    Unnamed { kind: Kind },
     #[error("{kind} {name} not found; `swarmctl {kind} ls` lists what there is")]
     NotFound { kind: Kind, name: String },
     #[error("{kind} {name} is ambiguous, use an ID of: {}", candidates.join(", "))]
@@ -138,6 +142,7 @@ impl Error {
             Self::Refused { status, .. } => judge(status).0 == ExitCode::Unreachable,
             Self::Unreachable { .. } => true,
             Self::Usage(_)
+            | Self::Unnamed { .. }
             | Self::NotFound { .. }
             | Self::Ambiguous { .. }
             | Self::Rejected { .. }
@@ -151,7 +156,7 @@ impl Error {
 
     pub(crate) fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Usage(_) | Self::Template(_) => ExitCode::Usage,
+            Self::Usage(_) | Self::Unnamed { .. } | Self::Template(_) => ExitCode::Usage,
             Self::NotFound { .. } | Self::Ambiguous { .. } => ExitCode::NotFound,
             Self::Refused { status, .. } => judge(status).0,
             Self::Rejected { .. } => ExitCode::Refused,

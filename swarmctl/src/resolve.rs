@@ -113,6 +113,7 @@ impl Named for pb::Cluster {
 
 /// A node by ID, hostname, ID prefix, or `self` for the node that answers.
 pub(crate) async fn node(client: &mut Client, name: &str) -> Result<pb::Node, Error> {
+    given(Kind::Node, name)?;
     let local;
     let name = if name == "self" {
         let request = client.request(own::LocalStatusRequest {});
@@ -144,6 +145,7 @@ pub(crate) async fn node(client: &mut Client, name: &str) -> Result<pb::Node, Er
 
 /// A service by ID, name or ID prefix.
 pub(crate) async fn service(client: &mut Client, name: &str) -> Result<pb::Service, Error> {
+    given(Kind::Service, name)?;
     if looks_like_id(name)
         && let Some(service) = client.get_service(name).await?
     {
@@ -169,6 +171,7 @@ pub(crate) async fn service(client: &mut Client, name: &str) -> Result<pb::Servi
 
 /// A task by ID, `service.slot` (the newest of the slot that still runs) or ID prefix.
 pub(crate) async fn task(client: &mut Client, name: &str) -> Result<pb::Task, Error> {
+    given(Kind::Task, name)?;
     if looks_like_id(name)
         && let Some(task) = client.get_task(name).await?
     {
@@ -215,6 +218,7 @@ pub(crate) async fn cluster(client: &mut Client, name: Option<&str>) -> Result<p
         .await?;
     match name {
         Some(name) => {
+            given(Kind::Cluster, name)?;
             let prefixed = all
                 .iter()
                 .filter(|c| c.id.starts_with(name))
@@ -229,6 +233,7 @@ pub(crate) async fn cluster(client: &mut Client, name: Option<&str>) -> Result<p
 /// A network's ID by ID, name or ID prefix. A manager without networks leaves the name as it is: it
 /// will say itself what it can't do.
 pub(crate) async fn network(client: &mut Client, name: &str) -> Result<String, Error> {
+    given(Kind::Network, name)?;
     let all = match client
         .list_networks(pb::list_networks_request::Filters::default())
         .await
@@ -295,6 +300,14 @@ fn missing(kind: Kind, name: &str) -> Error {
     Error::NotFound {
         kind,
         name: name.to_owned(),
+    }
+}
+
+/// An empty name, as of a variable that is not set, is a prefix of every ID, and so would name whatever there is.
+fn given(kind: Kind, name: &str) -> Result<(), Error> {
+    match name.trim().is_empty() {
+        true => Err(Error::Unnamed { kind }),
+        false => Ok(()),
     }
 }
 

@@ -331,19 +331,25 @@ fn read_file(path: &Path) -> Result<Settings, String> {
     if text.trim().is_empty() {
         return Ok(Settings::default());
     }
-    serde_saphyr::from_str(&text).map_err(|e| format!("--config {}: {e}", path.display()))
+    // Without the lines of the file: one of them may be a token.
+    let options = serde_saphyr::options! { with_snippet: false };
+    serde_saphyr::from_str_with_options(&text, options)
+        .map_err(|e| format!("--config {}: {e}", path.display()))
 }
 
 impl Settings {
     /// What is set here, and the rest from `other`.
     fn over(self, other: Self) -> Self {
         let list = |a: Vec<String>, b| if a.is_empty() { b } else { a };
+        // One setting in two forms: which of them is given here decides.
+        let has_token = self.join_token.is_some() || self.join_token_file.is_some();
+        let token = |own: Option<String>, others| if has_token { own } else { others };
         Self {
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
             state_dir: self.state_dir.or(other.state_dir),
-            join_token: self.join_token.or(other.join_token),
-            join_token_file: self.join_token_file.or(other.join_token_file),
+            join_token: token(self.join_token, other.join_token),
+            join_token_file: token(self.join_token_file, other.join_token_file),
             join_addr: self.join_addr.or(other.join_addr),
             force_new_cluster: self.force_new_cluster || other.force_new_cluster,
             engine_addr: self.engine_addr.or(other.engine_addr),

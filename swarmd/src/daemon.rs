@@ -56,6 +56,7 @@ pub fn run() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
+    let config_is_json = config.log_json;
     let result = match &cli.command {
         None => {
             start_logs(&config);
@@ -71,7 +72,11 @@ pub fn run() -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("swarmd: {error}");
+            // Where logs are read by a program, the last line is one of them.
+            match cli.command.is_none() && config_is_json {
+                true => tracing::error!("{error}"),
+                false => eprintln!("swarmd: {error}"),
+            }
             ExitCode::FAILURE
         }
     }
@@ -108,7 +113,8 @@ fn start_logs(config: &Config) {
                 "{level},h2=warn,hyper=warn,hyper_util=warn,tower=warn,openraft=warn,rustls=warn,tonic=warn"
             )
         }
-        level => format!("{level},openraft=error"),
+        // What openraft calls an error is said again, in our words, where it is one.
+        level => format!("{level},openraft=off"),
     };
     let filter = EnvFilter::try_new(filter).unwrap_or_else(|_| EnvFilter::new("info"));
     let builder = tracing_subscriber::fmt()

@@ -9,7 +9,7 @@
 
 use std::io::IsTerminal as _;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use agent_runtime::containerd;
@@ -86,9 +86,10 @@ fn line(one: &Requirement, colours: bool) -> String {
 fn state_dir(path: &Path) -> Requirement {
     const WHAT: &str = "state dir";
     let shown = path.display();
-    let there = path.ancestors().find(|dir| dir.is_dir());
-    let Some(there) = there else {
-        let reason = format!("{shown}: no directory above it");
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let there = absolute.ancestors().find(|dir| dir.exists());
+    let Some(there) = there.filter(|dir| dir.is_dir()) else {
+        let reason = format!("{shown} can't be made: something above it is no directory");
         return Requirement::missing(WHAT, reason, "choose another with --state-dir");
     };
     if let Err(error) = nix::unistd::access(there, nix::unistd::AccessFlags::W_OK) {
@@ -127,12 +128,15 @@ fn control_socket(path: &Path, runs: bool) -> Requirement {
     if runs {
         return Requirement::met(WHAT, format!("{shown}, a swarmd runs"));
     }
-    let parent: PathBuf = path.parent().unwrap_or(Path::new("/")).to_owned();
-    let parent = match parent.as_os_str().is_empty() {
-        true => PathBuf::from("."),
-        false => parent,
-    };
-    match nix::unistd::access(&parent, nix::unistd::AccessFlags::W_OK) {
+    // What is missing of the way to it is made.
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let parent = absolute.ancestors().skip(1).find(|dir| dir.exists());
+    let parent = parent.unwrap_or(Path::new("/"));
+    if !parent.is_dir() {
+        let reason = format!("{} is no directory", parent.display());
+        return Requirement::missing(WHAT, reason, "choose another with --listen-control-api");
+    }
+    match nix::unistd::access(parent, nix::unistd::AccessFlags::W_OK) {
         Ok(()) => Requirement::met(WHAT, format!("{shown} is free")),
         Err(error) => {
             let reason = format!("{} can't be written: {}", parent.display(), error.desc());

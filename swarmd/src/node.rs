@@ -25,8 +25,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentConfig, AgentStatus};
 use crate::ca::{
-    ControlSocket, ExpiredCertificate, IdentityDir, JoinRequest, ListenLimits, NodeIdentity,
-    Renewer, Role, SecurityConfig, TlsIncoming, join,
+    ControlSocket, ExpiredCertificate, IdentityDir, JoinRequest, NodeIdentity, Renewer, Role,
+    SecurityConfig, join,
 };
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
@@ -92,18 +92,23 @@ pub enum NodeError {
 /// Why it did not start, or had to stop.
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), NodeError> {
     host::raise_file_limit();
+    let mut promoted = false;
     loop {
         // What runs is stopped by its own token: the node may go on after it.
-        let end = run_once(config.clone(), cancel.child_token()).await?;
+        let end = run_once(config.clone(), cancel.child_token(), promoted).await?;
         match end {
-            End::Role(_) if !cancel.is_cancelled() => {}
+            End::Role(role) if !cancel.is_cancelled() => promoted = role == Role::Manager,
             End::Role(_) | End::Stopped | End::Left => return Ok(()),
         }
     }
 }
 
 /// Runs in one role.
-async fn run_once(config: Config, cancel: CancellationToken) -> Result<End, NodeError> {
+async fn run_once(
+    config: Config,
+    cancel: CancellationToken,
+    promoted: bool,
+) -> Result<End, NodeError> {
     let clock = Clock::real();
     let state = StateDir::open(&config.state_dir)?;
     let socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
@@ -121,6 +126,7 @@ async fn run_once(config: Config, cancel: CancellationToken) -> Result<End, Node
         state,
         clock,
         cancel,
+        promoted,
     };
     match known {
         Known::Identity(identity) if identity.role() == Role::Worker => {
@@ -136,6 +142,8 @@ struct Site {
     state: StateDir,
     clock: Clock,
     cancel: CancellationToken,
+    /// This process ran the node as a worker before.
+    promoted: bool,
 }
 
 /// Who this node is at its start.
@@ -208,9 +216,26 @@ fn known_identity(
                     .to_owned(),
             ));
         }
+        if known.is_none() {
+            return Err(NodeError::Refused(format!(
+                "--force-new-cluster: state dir {} holds no cluster to start anew; name the one that does with \
+                 --state-dir, or leave the flag out to found a cluster",
+                config.state_dir.display()
+            )));
+        }
         return Ok(known);
     }
-    Ok(dir.load(clock.now(), ExpiredCertificate::Refuse)?)
+    let known = dir.load(clock.now(), ExpiredCertificate::Refuse)?;
+    if let (Some(identity), Some(join)) = (&known, &config.join)
+        && join.token.digest() != identity.root_digest()
+    {
+        return Err(NodeError::Refused(format!(
+            "--join-token: this node is in cluster {}, and the token is another cluster's; leave the join flags out \
+             to go on in it, or run `swarmd leave` first, or choose another --state-dir",
+            identity.cluster_id()
+        )));
+    }
+    Ok(known)
 }
 
 /// A node that can't run containers joins drained: visible, and given nothing.
@@ -263,6 +288,7 @@ async fn run_worker(
     let cluster = ClusterState::Elsewhere(ask.clone());
     let operator = ports.operator(running.security.clone(), cluster);
     running.serve_socket(socket, worker_api::routes(operator, ask), None);
+    running.remember_managers();
     running.tell_ready(Role::Worker);
     let end = running.until_end(None).await;
     running.stop(None, end).await
@@ -271,31 +297,34 @@ async fn run_worker(
 async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<End, NodeError> {
     let clock = site.clock.clone();
     let listen = site.config.listen_remote_api;
-    let listener = TcpListener::bind(listen)
-        .await
-        .map_err(|reason| NodeError::Listen {
-            addr: listen,
-            reason,
-        })?;
+    let failed = |reason| NodeError::Listen {
+        addr: listen,
+        reason,
+    };
+    let listener = match TcpListener::bind(listen).await {
+        Ok(listener) => Some(listener),
+        // A worker that was promoted goes on with its tasks; it becomes a member when the others reach it.
+        Err(reason) if site.promoted => {
+            tracing::error!(error = %failed(reason), "this node can't be a manager yet; trying again");
+            None
+        }
+        Err(reason) => return Err(failed(reason)),
+    };
     let (manager, identity) = start_manager(&site, known).await?;
     let security = SecurityConfig::new(identity, clock)?;
     manager.secure(&security);
-    let incoming = TlsIncoming::new(listener, security.clone(), ListenLimits::default()).map_err(
-        |reason| NodeError::Listen {
-            addr: listen,
-            reason,
-        },
-    )?;
+    let bound = listener.as_ref().and_then(|l| l.local_addr().ok());
     // The agent on this host talks to its manager over the wire, like any other.
-    let own = host::local_address(incoming.local_addr()).to_string();
+    let own = host::local_address(bound.unwrap_or(listen)).to_string();
     let (mut running, ports) = start(site, security, vec![own]).await?;
     let cluster = ClusterState::Here(manager.store().clone());
+    let known = ports.managers.clone();
     let operator = ports.operator(running.security.clone(), cluster);
     let routes = server::routes(&manager, operator);
     let forwarder = Arc::new(manager.forwarder(running.security.clone()));
     running.serve_socket(socket, routes.clone(), Some(Arc::clone(&forwarder)));
-    running.serve_remote(incoming, routes, (&manager, forwarder));
-    running.join_managers(&manager)?;
+    running.serve_remote((listen, listener), routes, (&manager, forwarder));
+    running.join_managers(&manager, known)?;
     running.tell_ready(Role::Manager);
     let duties = manager.duties();
     running.tasks.spawn(duties.run(running.cancel.clone()));
@@ -309,6 +338,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         state,
         clock,
         cancel: _,
+        promoted: _,
     } = site;
     let (node_id, start) = match &known {
         Known::Identity(identity) => (identity.node_id(), Start::Join),
@@ -319,7 +349,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             state.end_join()?;
             state.begin_bootstrap()?;
         }
-        Start::Join if !state.has_raft() => begin_join(state)?,
+        Start::Join if !state.has_raft() => begin_join(state, config)?,
         Start::Join => {}
     }
     let addr = host::advertised(config);
@@ -359,15 +389,17 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
 }
 
 /// A manager without a log: it just joined or was promoted; or the log is lost, and then the others refuse it.
-fn begin_join(state: &StateDir) -> Result<(), NodeError> {
+fn begin_join(state: &StateDir, config: &Config) -> Result<(), NodeError> {
     let via = match state.joining()? {
         Some(via) => Some(via),
         None => state.remembered_manager()?,
     };
+    let via = via.or_else(|| config.join_addr.clone());
     let via = via.ok_or_else(|| {
         NodeError::Refused(format!(
             "state dir {} has a manager's certificate and no log (raft/ is missing): restore it, or \
-             remove the directory and join again",
+             remove this manager from the cluster (`swarmctl node demote` and `node rm` on another), move the \
+             whole directory away and join again",
             state.path().display()
         ))
     })?;
@@ -406,8 +438,10 @@ async fn start(
         config,
         state,
         clock,
-        cancel,
+        cancel: asked,
+        promoted: _,
     } = site;
+    let cancel = CancellationToken::new();
     let identity = security.identity();
     let executor: Arc<dyn Executor> =
         executors::open(&config, state.path(), identity.node_id(), clock.clone()).await?;
@@ -458,6 +492,7 @@ async fn start(
         state,
         security,
         clock,
+        asked,
         cancel,
         tasks,
         servers: JoinSet::new(),

@@ -75,7 +75,7 @@ mod tests {
         let mut agent = AgentStatus::default();
         assert_eq!(
             describe(Role::Worker, &agent),
-            "worker, not connected to a manager; 0 tasks go on"
+            "worker, not connected to a manager; no tasks go on"
         );
         agent.manager_addr = Some("10.0.0.1:4242".to_owned());
         agent.tasks = 1;

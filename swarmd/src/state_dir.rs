@@ -38,6 +38,22 @@ pub enum StateDirError {
     },
 }
 
+/// Writes a note of one line.
+///
+/// # Errors
+/// When the file can't be written.
+pub(crate) fn write_note(path: &Path, text: &str) -> Result<(), StateDirError> {
+    let write = || {
+        let mut file = File::create(path)?;
+        file.write_all(text.as_bytes())?;
+        file.sync_all()
+    };
+    write().map_err(|reason| StateDirError::Io {
+        path: path.to_owned(),
+        reason,
+    })
+}
+
 impl StateDir {
     /// Makes the directory if need be (mode 0700) and locks it.
     ///
@@ -155,17 +171,13 @@ impl StateDir {
         self.read_note(MANAGER)
     }
 
+    /// Where [`Self::remember_manager`] keeps it.
+    pub(crate) fn manager_note(&self) -> PathBuf {
+        self.path.join(MANAGER)
+    }
+
     fn note(&self, name: &str, text: &str) -> Result<(), StateDirError> {
-        let path = self.path.join(name);
-        let write = || {
-            let mut file = File::create(&path)?;
-            file.write_all(text.as_bytes())?;
-            file.sync_all()
-        };
-        write().map_err(|reason| StateDirError::Io {
-            path: path.clone(),
-            reason,
-        })
+        write_note(&self.path.join(name), text)
     }
 
     fn read_note(&self, name: &str) -> Result<Option<String>, StateDirError> {

@@ -59,9 +59,10 @@ fn alone(dir: &Path) -> Vec<String> {
 fn until(socket: &UnixDatagram, lines: &mut Vec<String>, begin: &str) {
     let mut buffer = [0; 4096];
     while !lines.iter().any(|line| line.starts_with(begin)) {
-        let size = socket.recv(&mut buffer);
-        let size = size.unwrap_or_else(|error| panic!("{begin}: {error}, after {lines:#?}"));
-        let message = String::from_utf8(buffer[..size].to_vec()).unwrap();
+        let received = socket.recv(&mut buffer);
+        assert!(received.is_ok(), "{begin}: {received:?}, after {lines:#?}");
+        let message = String::from_utf8(buffer.iter().copied().take(received.unwrap()).collect());
+        let message = message.unwrap();
         lines.extend(message.lines().map(str::to_owned));
     }
 }
@@ -146,9 +147,9 @@ fn the_doctor_says_what_is_missing_and_the_way_out() {
     let nowhere = format!("unix://{}/containerd.sock", dir.path().display());
     let containers = ["--executor", "containerd", "--engine-addr", &nowhere];
     let join = ["--join-addr", "127.0.0.1:1", "doctor"];
-    let flags: Vec<&str> = flags[..6]
-        .iter()
-        .copied()
+    let flags: Vec<&str> = flags
+        .into_iter()
+        .take(6)
         .chain(containers)
         .chain(join)
         .collect();

@@ -148,7 +148,10 @@ fn an_orderly_stop_hands_over(cluster: &mut Cluster) {
     cluster.node_mut(&leader).stop(Signal::SIGTERM).unwrap();
     let other = names.into_iter().find(|name| *name != leader).unwrap();
     let scale = ["service", "scale", "--detach", "web=2"];
-    persist(cluster, other, &scale).ok();
+    // Not turned away: while leadership changes hands a request waits.
+    cluster.node(other).ctl(&scale).unwrap().ok();
+    let log = cluster.node(&leader).log_tail(50);
+    assert!(log.contains("another manager leads now"), "{log}");
     cluster.node_mut(&leader).start_again().unwrap();
     cluster.node_mut(&leader).wait_ready().unwrap();
     cluster.wait_running("web", 2, LIMIT);
@@ -221,4 +224,8 @@ fn containerd_roles_change_and_no_container_notices() {
 
     let last = persist(&cluster, "n2", &["node", "demote", "n2"]).refused();
     assert!(last.contains("last manager"), "{last}");
+
+    // The one that founded the cluster comes back as a manager: it joins like any other.
+    persist(&cluster, "n2", &["node", "promote", "n1"]).ok();
+    wait_managers(&cluster, "n1", &["n1", "n2"]);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use swarm_proto::own::LeaveClusterRequest;
 use swarm_proto::own::membership_client::MembershipClient;
 use tokio::sync::oneshot;
+use tonic::Code;
 use tonic::transport::Channel;
 
 use super::worker::Command;
@@ -113,6 +114,10 @@ async fn ask(channel: Channel, config: &AgentConfig) -> Result<(), String> {
     let asking = client.leave_cluster(LeaveClusterRequest {});
     match config.clock.timeout(REQUEST_LIMIT, asking).await {
         Ok(Ok(_)) => Ok(()),
+        // It is no part of the cluster any more: there is nobody left to tell.
+        Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::NotFound) => {
+            Ok(())
+        }
         Ok(Err(status)) => Err(status.message().to_owned()),
         Err(elapsed) => Err(elapsed.to_string()),
     }

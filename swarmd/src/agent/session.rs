@@ -66,7 +66,7 @@ impl Drop for Session {
 #[derive(Debug, thiserror::Error)]
 enum End {
     /// The manager, or the way to it.
-    #[error("{}: {}", .0.code(), .0.message())]
+    #[error("{}", told(.0))]
     Request(#[from] Status),
     /// No answer in time.
     #[error(transparent)]
@@ -89,6 +89,14 @@ enum End {
     /// The agent stops.
     #[error("the agent stops")]
     Stopped,
+}
+
+/// What a manager said, or that the way to it broke: gRPC's own words say little to an operator.
+fn told(status: &Status) -> String {
+    match std::error::Error::source(status) {
+        Some(_) => "the connection broke".to_owned(),
+        None => status.message().to_owned(),
+    }
 }
 
 impl End {

@@ -117,7 +117,10 @@ pub async fn join(request: &JoinRequest, clock: &Clock) -> Result<NodeIdentity, 
             match join_at(addr, request, clock).await {
                 Ok(identity) => return Ok(identity),
                 Err(RenewError::Connect(error)) => {
-                    tracing::warn!(%addr, %error, "can't join through this manager");
+                    // A refusal is this node's end, and told as such; the same reason again is no news.
+                    if error.is_transient() && round == 0 {
+                        tracing::warn!(%addr, %error, "can't join through this manager yet; trying again");
+                    }
                     transient |= error.is_transient();
                     // A refusal tells more than an address that does not answer.
                     if failure.as_ref().is_none_or(ConnectError::is_transient) {

@@ -157,7 +157,9 @@ pub enum Refusal {
         cluster_id: ClusterId,
     },
     /// The node was removed.
-    #[error("node {0} was removed from the cluster: join again with an empty state directory")]
+    #[error(
+        "node {0} was removed from the cluster: `swarmd leave` on it ends its tasks, and lets it join again"
+    )]
     Revoked(NodeId),
     /// The certificate's OU.
     #[error("node {node_id} is a {role}, and this needs a manager")]

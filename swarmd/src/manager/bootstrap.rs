@@ -105,7 +105,7 @@ pub async fn reissue(
         role: pb::NodeRole::Manager,
         certificate: Box::new(certificate),
     };
-    let written = store.write(clock.now(), vec![change]).await;
+    let written = store.write(store.time(clock), vec![change]).await;
     for result in written.map_err(because)?.results {
         result.map_err(because)?;
     }

@@ -65,7 +65,10 @@ impl CaServer {
     }
 
     async fn write(&self, change: Change) -> Result<(), Status> {
-        let written = self.store.write(self.clock.now(), vec![change]).await;
+        let written = self
+            .store
+            .write(self.store.time(&self.clock), vec![change])
+            .await;
         let written = written.map_err(Error::from)?;
         match written.results.into_iter().next() {
             Some(Err(rejected)) => Err(Error::from(rejected).into()),
@@ -97,7 +100,9 @@ impl CaServer {
 
     /// A node that shows its certificate keeps its id; its role is that of its object.
     async fn renew(&self, cluster: &Cluster, id: NodeId, csr: &[u8]) -> Result<NodeId, Status> {
-        let node = self.store.view().nodes.get(&id).cloned();
+        // Not of a view that may be behind: the role is for months.
+        let state = self.store.read().await.map_err(Error::from)?;
+        let node = state.nodes.get(&id).cloned();
         let node = node.ok_or_else(|| {
             Status::not_found(format!(
                 "node {id} is not in this cluster; it may have been removed"

@@ -74,8 +74,8 @@ impl Control {
                 self.wait().await;
                 continue;
             }
-            let now = self.clock.now();
-            let plan = self.plan(self.store.time(now)).await?;
+            let now = self.store.time(&self.clock);
+            let plan = self.plan(now).await?;
             self.wake_at = plan.wake_at;
             if !self.write(now, plan).await? {
                 self.dirty = Dirty::all();
@@ -86,7 +86,7 @@ impl Control {
 
     fn is_due(&self) -> bool {
         self.wake_at
-            .is_some_and(|at| at <= self.store.time(self.clock.now()))
+            .is_some_and(|at| at <= self.store.time(&self.clock))
     }
 
     /// Takes in the commits that are there.

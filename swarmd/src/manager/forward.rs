@@ -5,7 +5,8 @@
 //!   other for the leader send nothing around in circles.
 //! - The caller stays who it is: its identity travels in metadata that count only from a manager
 //!   ([`super::authorize`]). An operator's request goes as this manager's own.
-//! - Nothing is sent twice: a request that may have reached the leader is not repeated here.
+//! - Nothing is done twice: a request goes again only where it can't have been carried out: no connection came about, or
+//!   it was turned away ([`turn_away`]). While leadership changes hands a request waits so, instead of failing.
 
 use std::fmt;
 use std::pin::Pin;
@@ -14,11 +15,12 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::Either;
+use http_body_util::{BodyExt as _, Full, Limited};
 use swarm_proto::id::NodeId;
 use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
-use tonic::metadata::MetadataMap;
+use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tower::{Layer, Service, ServiceExt as _};
 
@@ -28,6 +30,20 @@ use crate::ca::{ConnectError, SecurityConfig, connect_lazy};
 
 /// How long a request waits for a leader: some elections.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
+
+/// Bytes of a request that is sent on: more than a message may have, which the leader refuses with the limit named.
+const REQUEST_BYTES_MAX: usize = 64 << 20;
+/// Pause before a request goes again, where nothing has changed until then.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Marks an answer that says: not carried out here, for this manager does not lead.
+const TURNED_AWAY: &str = "swarm-turned-away";
+
+/// Marks a refusal as one of a manager that does not lead and has done nothing.
+pub(crate) fn turn_away(mut status: Status) -> Status {
+    let mark = MetadataValue::from_static("1");
+    status.metadata_mut().insert(TURNED_AWAY, mark);
+    status
+}
 
 /// Sends requests on to the leader.
 pub(crate) struct Forwarder {
@@ -87,8 +103,8 @@ impl Forwarder {
         };
         match now {
             Leadership::Leader { .. } => Ok(Place::Here),
-            Leadership::Follower { .. } if caller.redirected => Err(Status::unavailable(
-                "this manager does not lead any more; try again",
+            Leadership::Follower { .. } if caller.redirected => Err(turn_away(
+                Status::unavailable("this manager does not lead any more; try again"),
             )),
             Leadership::Follower {
                 leader,
@@ -148,9 +164,8 @@ impl Forwarder {
         &self,
         route: Route,
         caller: &Caller,
-        request: http::Request<Body>,
+        (mut parts, body): (http::request::Parts, Body),
     ) -> Result<http::Response<Body>, Status> {
-        let (mut parts, body) = request.into_parts();
         let mut metadata = MetadataMap::from_headers(std::mem::take(&mut parts.headers));
         caller.forward(self.own, &mut metadata);
         parts.headers = metadata.into_headers();
@@ -162,12 +177,55 @@ impl Forwarder {
         };
         answered.map_err(|error| {
             self.give_up(&route);
-            let reason = match ConnectError::find(&error) {
-                Some(reason) => reason.to_string(),
-                None => format!("the connection to the leader broke: {error}"),
-            };
-            Status::unavailable(reason)
+            match ConnectError::find(&error) {
+                Some(reason) => turn_away(Status::unavailable(reason.to_string())),
+                None => Status::unavailable(
+                    "the connection to the leader broke, and whether it has done what was asked is not known",
+                ),
+            }
         })
+    }
+
+    /// Has a request answered, here or by the leader; again while nobody has taken it, for some elections.
+    async fn answer<S>(
+        &self,
+        inner: &mut S,
+        caller: &Caller,
+        request: http::Request<Body>,
+    ) -> Result<http::Response<Body>, S::Error>
+    where
+        S: Service<http::Request<Body>, Response = http::Response<Body>>,
+    {
+        let clock = self.security.clock();
+        let until = clock.monotonic().after(LEADER_WAIT);
+        let (parts, body) = request.into_parts();
+        let whole = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
+        let Ok(whole) = whole.map(http_body_util::Collected::to_bytes) else {
+            return Ok(Status::aborted("the request was cut off, or is too large").into_http());
+        };
+        loop {
+            let mut leadership = self.leadership.clone();
+            leadership.mark_unchanged();
+            let again = (parts.clone(), Body::new(Full::new(whole.clone())));
+            let answer = match self.place(caller).await {
+                Ok(Place::Here) => {
+                    let request = http::Request::from_parts(again.0, again.1);
+                    std::future::poll_fn(|cx| inner.poll_ready(cx)).await?;
+                    inner.call(request).await?
+                }
+                Ok(Place::At(route)) => {
+                    let answered = self.send(route, caller, again).await;
+                    answered.unwrap_or_else(Status::into_http)
+                }
+                Err(status) => return Ok(status.into_http()),
+            };
+            let turned_away = answer.headers().contains_key(TURNED_AWAY);
+            if !turned_away || caller.redirected || clock.monotonic() >= until {
+                return Ok(answer);
+            }
+            // The sender is there for as long as the manager; then the pause ends the wait.
+            let _ = clock.timeout(AGAIN, leadership.changed()).await;
+        }
     }
 }
 
@@ -239,12 +297,7 @@ where
                     Status::internal("the server does not authorize this request").into_http(),
                 );
             };
-            let answered = match forwarder.place(&caller).await {
-                Ok(Place::Here) => return inner.call(request).await,
-                Ok(Place::At(route)) => forwarder.send(route, &caller, request).await,
-                Err(status) => Err(status),
-            };
-            Ok(answered.unwrap_or_else(Status::into_http))
+            forwarder.answer(&mut inner, &caller, request).await
         }))
     }
 }

@@ -1,11 +1,13 @@
 //! A manager becomes a member of consensus: it asks the managers it knows until it votes.
 
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 use swarm_proto::own;
 use swarm_proto::own::membership_client::MembershipClient;
+use tokio::sync::watch;
 
-use super::raft::Membership;
+use super::raft::{Membership, RaftId};
 use super::store::machine::StoreMachine;
 use crate::ca::{SecurityConfig, connect};
 
@@ -22,8 +24,10 @@ pub(crate) struct Joiner {
     pub(crate) membership: Membership<StoreMachine>,
     /// Where the others reach this one.
     pub(crate) addresses: Vec<String>,
-    /// Managers to ask while the log names none.
-    pub(crate) via: Vec<String>,
+    /// What the operator named, or what this node joined through.
+    pub(crate) told: Vec<String>,
+    /// The managers that this node's agent knows.
+    pub(crate) known: watch::Receiver<Vec<String>>,
 }
 
 impl Joiner {
@@ -60,11 +64,13 @@ impl Joiner {
         let mut known: Vec<String> = others
             .flat_map(|(_, m)| m.member.addresses.clone())
             .collect();
-        known.extend(self.via.iter().cloned());
-        let empty = status.members.is_empty();
+        known.extend(self.known.borrow().iter().cloned());
+        known.extend(self.told.iter().cloned());
+        let mut seen = BTreeSet::new();
+        known.retain(|addr| !self.addresses.contains(addr) && seen.insert(addr.clone()));
         let mut last = "no manager is known".to_owned();
         for address in known {
-            match self.ask(&address, empty).await {
+            match self.ask(&address, status.id).await {
                 Ok(()) => return Ok(()),
                 Err(reason) => last = reason,
             }
@@ -72,13 +78,13 @@ impl Joiner {
         Err(last)
     }
 
-    async fn ask(&self, address: &str, empty: bool) -> Result<(), String> {
+    async fn ask(&self, address: &str, raft_id: RaftId) -> Result<(), String> {
         let channel = connect(address, &self.security)
             .await
             .map_err(|e| e.to_string())?;
         let request = own::JoinManagersRequest {
             addresses: self.addresses.clone(),
-            empty,
+            raft_id,
         };
         let mut client = MembershipClient::new(channel);
         let asked = client.join_managers(request);

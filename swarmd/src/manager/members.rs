@@ -13,10 +13,10 @@ use tonic::{Request, Response, Status};
 use super::authorize::Caller;
 use super::controlapi;
 use super::dispatcher::Dispatcher;
-use super::raft::{Member, Membership, MembershipError, RaftId};
+use super::raft::{Member, MemberStatus, Membership, MembershipError, RaftId, RaftStatus};
+use super::roles;
 use super::store::machine::StoreMachine;
 use super::writer::Store;
-use super::{raft_id, roles};
 use crate::ca::{Role, SecurityConfig, connect};
 
 /// How much a node prefers a manager: all are alike, as in SwarmKit.
@@ -43,14 +43,16 @@ impl Members {
 impl controlapi::Managers for Members {
     fn may_go(&self, node: NodeId) -> Result<(), String> {
         let status = self.membership.status();
-        roles::status_without(&status, raft_id(node)).map_err(|lost| lost.to_string())
+        let Some((id, _)) = member_of(&status, node) else {
+            return Ok(());
+        };
+        roles::status_without(&status, id).map_err(|lost| lost.to_string())
     }
 
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
         use pb::raft_member_status::Reachability;
         let status = self.membership.status();
-        let id = raft_id(node);
-        let known = status.members.get(&id)?;
+        let (id, known) = member_of(&status, node)?;
         let reachability = match (id == status.id, known.heard) {
             (true, _) => Reachability::Reachable,
             (false, Some(ago)) if ago < HEARD_WITHIN => Reachability::Reachable,
@@ -65,6 +67,15 @@ impl controlapi::Managers for Members {
             reachability: reachability.into(),
         })
     }
+}
+
+/// The member that a node is; one that votes, where it left another one behind that does not.
+fn member_of(status: &RaftStatus, node: NodeId) -> Option<(RaftId, &MemberStatus)> {
+    let node = node.to_string();
+    let members = status.members.iter();
+    let of_node = members.filter(|(_, m)| m.member.node_id == node);
+    let best = of_node.max_by_key(|(id, m)| (m.voter, **id));
+    best.map(|(id, m)| (*id, m))
 }
 
 /// The managers as nodes are told of them.
@@ -92,7 +103,7 @@ pub(crate) struct MembershipServer {
 
 impl MembershipServer {
     /// The manager that calls.
-    fn joiner(&self, caller: &Caller) -> Result<NodeId, Status> {
+    async fn joiner(&self, caller: &Caller) -> Result<NodeId, Status> {
         let peer = caller.node()?;
         let node = peer.node_id;
         if peer.role != Role::Manager {
@@ -100,10 +111,10 @@ impl MembershipServer {
                 "node {node} is no manager"
             )));
         }
-        let state = self.store.view();
+        let state = self.store.read().await.map_err(controlapi::Error::from)?;
         let known = state.nodes.get(&node).ok_or_else(|| {
             Status::not_found(format!(
-                "node {node} is not part of the cluster: it was removed; join again with an empty state directory"
+                "node {node} is not part of the cluster: it was removed; `swarmd leave` on it ends its tasks, and lets it join again"
             ))
         })?;
         if known.desired_role != pb::NodeRole::Manager {
@@ -170,8 +181,7 @@ impl Rpc for MembershipServer {
     ) -> Result<Response<own::LeaveClusterResponse>, Status> {
         let node = Caller::of(&request)?.node()?.node_id;
         let members = self.membership.status();
-        let id = raft_id(node);
-        if members.members.contains_key(&id) {
+        if let Some((id, _)) = member_of(&members, node) {
             if id == members.id {
                 return Err(Status::unavailable(
                     "this manager still leads, and can't take itself out; try again",
@@ -190,16 +200,25 @@ impl Rpc for MembershipServer {
         request: Request<own::JoinManagersRequest>,
     ) -> Result<Response<own::JoinManagersResponse>, Status> {
         let caller = Caller::of(&request)?.clone();
-        let node = self.joiner(&caller)?;
+        let node = self.joiner(&caller).await?;
         let request = request.into_inner();
         let addresses = addresses(&request.addresses, caller.remote)?;
-        let id = raft_id(node);
-        let known = self.membership.status().members.get(&id).cloned();
-        if request.empty && known.is_some_and(|known| known.voter) {
-            return Err(Status::failed_precondition(format!(
-                "node {node} voted and lost its log, so it can't vote again: `swarmctl node demote {node}` and \
-                 `swarmctl node rm {node}`, then join with an empty state directory"
-            )));
+        let id = request.raft_id;
+        if id == 0 {
+            return Err(Status::invalid_argument("raft_id: is missing"));
+        }
+        let status = self.membership.status();
+        let before = member_of(&status, node).filter(|(known, _)| *known != id);
+        if let Some((before, known)) = before {
+            if known.voter {
+                return Err(Status::failed_precondition(format!(
+                    "node {node} voted and lost its log, so it can't vote again: `swarmctl node demote {node}` and \
+                     `swarmctl node rm {node}`, then join with an empty state directory"
+                )));
+            }
+            // It began to join, and lost what it had learned.
+            let removed = self.membership.remove(before).await;
+            removed.map_err(|e| Status::unavailable(e.to_string()))?;
         }
         self.check_reachable(&addresses).await?;
         let member = Member {

@@ -13,6 +13,7 @@ use super::raft::{Command, ProposeError, Proposer};
 use super::store::machine::StoreMachine;
 use super::store::watch::Hub;
 use super::store::{Applied, Change, Entry, Rejected, State, apply, codec};
+use crate::clock::Clock;
 
 /// What became of a write.
 #[derive(Debug, Clone)]
@@ -120,8 +121,8 @@ impl From<ProposeError> for WriteError {
     }
 }
 
-/// How far a clock may be behind the cluster's time without being moved forward: writers overtake
-/// each other by less, and apply evens that out.
+/// How far a clock may be behind the cluster's time without being moved forward: the clocks of managers agree within
+/// less, and apply evens that out.
 const CLOCK_BACK_MAX: Duration = Duration::from_secs(1);
 
 /// A handle on the door and on what comes out of it.
@@ -174,14 +175,17 @@ impl Store {
         Ok(self.hub.view())
     }
 
-    /// The cluster's time when this manager's clock says `wall`.
+    /// The cluster's time, by this manager's clock.
     ///
     /// A clock that was set back, or is behind that of the last leader, would stop every delay until it had caught up:
     /// the log's time does not go back. It is moved forward by what it lacks instead.
     #[must_use]
-    pub fn time(&self, wall: Timestamp) -> Timestamp {
+    pub fn time(&self, clock: &Clock) -> Timestamp {
+        // The clock is read last: what was written here before was written by an earlier reading of it.
+        let known = self.hub.view().now;
+        let wall = clock.now();
         let ahead = Duration::from_nanos(self.ahead.load(Ordering::Relaxed));
-        let (now, known) = (wall.after(ahead), self.hub.view().now);
+        let now = wall.after(ahead);
         if known.since(now) <= CLOCK_BACK_MAX {
             return now;
         }
@@ -201,16 +205,11 @@ impl Store {
         at.before(Duration::from_nanos(self.ahead.load(Ordering::Relaxed)))
     }
 
-    /// Writes changes. `wall` is what this manager's clock says.
+    /// Writes changes. `now` is the cluster's time ([`Self::time`]), or was when they were planned.
     ///
     /// # Errors
     /// See [`WriteError`]; results of single changes are in [`Written`].
-    pub async fn write(
-        &self,
-        wall: Timestamp,
-        changes: Vec<Change>,
-    ) -> Result<Written, WriteError> {
-        let now = self.time(wall);
+    pub async fn write(&self, now: Timestamp, changes: Vec<Change>) -> Result<Written, WriteError> {
         self.door.write(Entry { now, changes }).await
     }
 }

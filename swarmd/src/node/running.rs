@@ -1,9 +1,11 @@
 //! A node while it runs: what it serves, what ends it, and its stop in reverse order of starting.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_proto::{own, pb};
+use tokio::net::TcpListener;
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -11,7 +13,7 @@ use tonic::service::Routes;
 
 use super::NodeError;
 use crate::agent::{Agent, AgentStatus, Notices};
-use crate::ca::{ControlSocket, Role, SecurityConfig, TlsIncoming};
+use crate::ca::{ControlSocket, ListenLimits, Role, SecurityConfig, TlsIncoming};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::host;
@@ -21,7 +23,7 @@ use crate::manager::joining::Joiner;
 use crate::manager::{Manager, server};
 use crate::operator::LeaveOrder;
 use crate::service_manager;
-use crate::state_dir::StateDir;
+use crate::state_dir::{StateDir, write_note};
 
 /// Longest orderly stop, as in SwarmKit; what is not done then is cut off. Nothing is lost by it.
 const STOP_MAX: Duration = Duration::from_secs(8);
@@ -30,6 +32,9 @@ const STOP_MAX: Duration = Duration::from_secs(8);
 const AGENT_STOP: Duration = Duration::from_secs(2);
 /// Time for requests that are under way; streams don't end by themselves and are cut off then.
 const REQUESTS_STOP: Duration = Duration::from_millis(500);
+
+/// Pause before an address that is in use is tried again.
+const BIND_AGAIN: Duration = Duration::from_secs(1);
 
 /// How a node's run ended, where it was no error.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -48,6 +53,9 @@ pub(super) struct Running {
     pub(super) state: StateDir,
     pub(super) security: SecurityConfig,
     pub(super) clock: Clock,
+    /// The node is asked to stop; what it runs goes on until that is ready to stop.
+    pub(super) asked: CancellationToken,
+    /// What runs has to stop.
     pub(super) cancel: CancellationToken,
     pub(super) tasks: JoinSet<()>,
     pub(super) servers: JoinSet<()>,
@@ -86,6 +94,32 @@ impl Running {
         });
     }
 
+    /// Keeps the address of the manager that a worker talks to: should this node be promoted, it joins through that one.
+    pub(super) fn remember_managers(&mut self) {
+        let (mut status, cancel) = (self.agent.status(), self.cancel.clone());
+        let note = self.state.manager_note();
+        let follow = async move {
+            let mut last = None;
+            loop {
+                let now = status.borrow_and_update().manager_addr.clone();
+                if let Some(addr) = now.filter(|addr| last.as_ref() != Some(addr)) {
+                    let (note, text) = (note.clone(), addr.clone());
+                    let written = tokio::task::spawn_blocking(move || write_note(&note, &text));
+                    if let Ok(Err(error)) = written.await {
+                        tracing::warn!(%error, "can't keep the address of a manager");
+                    }
+                    last = Some(addr);
+                }
+                if status.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        self.tasks.spawn(async move {
+            let _ = cancel.run_until_cancelled(follow).await;
+        });
+    }
+
     /// Tells the service manager that this node is up, and from now on how it goes.
     pub(super) fn tell_ready(&mut self, role: Role) {
         service_manager::ready();
@@ -99,14 +133,27 @@ impl Running {
     /// Serves the other nodes.
     pub(super) fn serve_remote(
         &mut self,
-        incoming: TlsIncoming,
+        (addr, listener): (SocketAddr, Option<TcpListener>),
         routes: Routes,
         (manager, forwarder): (&Manager, Arc<Forwarder>),
     ) {
         let cancel = self.cancel.clone();
         let layer = self.layer(Some(manager));
-        tracing::info!(address = %incoming.local_addr(), "manager API is open");
+        let (security, clock) = (self.security.clone(), self.clock.clone());
         self.servers.spawn(async move {
+            let listener = match listener {
+                Some(listener) => Some(listener),
+                None => cancel.run_until_cancelled(bind(addr, clock)).await,
+            };
+            let Some(listener) = listener else { return };
+            let incoming = match TlsIncoming::new(listener, security, ListenLimits::default()) {
+                Ok(incoming) => incoming,
+                Err(error) => {
+                    tracing::error!(%error, address = %addr, "the manager API failed");
+                    return;
+                }
+            };
+            tracing::info!(address = %incoming.local_addr(), "manager API is open");
             let mut server = server::builder()
                 .layer(layer)
                 .layer(ForwardLayer(Some(forwarder)));
@@ -119,7 +166,11 @@ impl Running {
     }
 
     /// Takes part in consensus as soon as the managers let this one in, where it does not yet.
-    pub(super) fn join_managers(&mut self, manager: &Manager) -> Result<(), NodeError> {
+    pub(super) fn join_managers(
+        &mut self,
+        manager: &Manager,
+        known: watch::Receiver<Vec<String>>,
+    ) -> Result<(), NodeError> {
         let Some(via) = self.state.joining()? else {
             return Ok(());
         };
@@ -127,7 +178,14 @@ impl Running {
             security: self.security.clone(),
             membership: manager.membership(),
             addresses: vec![host::joining_address(&self.config)],
-            via: vec![via],
+            told: self
+                .config
+                .join_addr
+                .clone()
+                .into_iter()
+                .chain([via])
+                .collect(),
+            known,
         };
         let marker = self.state.joining_marker();
         let cancel = self.cancel.clone();
@@ -173,6 +231,13 @@ impl Running {
                 // It ends with the token, after it has written down what it knows.
                 () = &mut running => return Ok(End::Stopped),
                 () = late(&self.clock, &cancel) => return Ok(End::Stopped),
+                () = self.asked.cancelled(), if !cancel.is_cancelled() => {
+                    // While this one still serves: so it hears of the next leader, and sends requests on to it.
+                    if let Some(manager) = manager {
+                        manager.hand_over().await;
+                    }
+                    cancel.cancel();
+                }
                 reason = &mut broken => {
                     let reason = reason.unwrap_or_else(|| "it was shut down".to_owned());
                     return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
@@ -184,7 +249,7 @@ impl Running {
                     let left = tokio::select! {
                         biased;
                         () = &mut running => return Ok(End::Stopped),
-                        () = late(&self.clock, &cancel) => return Ok(End::Stopped),
+                        () = late(&self.clock, &self.asked) => return Ok(End::Stopped),
                         left = leave(&self.agent, order, manager) => left,
                     };
                     if left {
@@ -201,11 +266,11 @@ impl Running {
         manager: Option<Manager>,
         end: Result<End, NodeError>,
     ) -> Result<End, NodeError> {
+        if let Some(manager) = &manager {
+            manager.hand_over().await;
+        }
         self.cancel.cancel();
         let orderly = async {
-            if let Some(manager) = &manager {
-                manager.hand_over().await;
-            }
             while self.tasks.join_next().await.is_some() {}
             let requests = async { while self.servers.join_next().await.is_some() {} };
             // Streams are cut off: their clients find another manager.
@@ -239,6 +304,16 @@ impl Running {
             End::Stopped => {}
         }
         Ok(end)
+    }
+}
+
+/// Listens, as soon as that can be done.
+async fn bind(addr: SocketAddr, clock: Clock) -> TcpListener {
+    loop {
+        clock.sleep(BIND_AGAIN).await;
+        if let Ok(listener) = TcpListener::bind(addr).await {
+            return listener;
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use swarm_proto::id::InvalidId;
 use swarm_proto::service::InvalidSpec;
 use tonic::{Code, Status};
 
+use crate::manager::forward::turn_away;
 use crate::manager::store::Rejected;
 use crate::manager::store::watch::Lagged;
 use crate::manager::writer::WriteError;
@@ -71,6 +72,12 @@ impl From<Error> for Status {
             Error::Unimplemented(_) => Code::Unimplemented,
             Error::Lagged(_) => Code::Aborted,
         };
-        Self::new(code, error.to_string())
+        let status = Self::new(code, error.to_string());
+        // It was not proposed: another manager may be asked.
+        let not_proposed = matches!(error, Error::Write(WriteError::NotLeader { .. }));
+        match not_proposed {
+            true => turn_away(status),
+            false => status,
+        }
     }
 }

@@ -63,7 +63,10 @@ impl ControlApi {
 
     /// Writes one change and returns once it is applied.
     async fn write(&self, change: Change) -> Result<(), Error> {
-        let written = self.store.write(self.clock.now(), vec![change]).await?;
+        let written = self
+            .store
+            .write(self.store.time(&self.clock), vec![change])
+            .await?;
         let result: Option<Result<(), Rejected>> = written.results.into_iter().next();
         Ok(result.unwrap_or(Ok(()))?)
     }

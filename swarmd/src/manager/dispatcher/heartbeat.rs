@@ -12,6 +12,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use swarm_proto::cluster::HEARTBEAT_PERIOD_MIN;
 use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use swarm_proto::time::duration_from_wire;
@@ -22,8 +23,6 @@ use crate::manager::store::{Change, State};
 
 /// Period of heartbeats where the cluster sets none (SwarmKit's default).
 pub const PERIOD_DEFAULT: Duration = Duration::from_secs(5);
-/// Shortest period; below, a thousand nodes would keep a manager busy with beats alone.
-const PERIOD_MIN: Duration = Duration::from_millis(100);
 /// Nodes are told periods that differ by up to this, so that they don't beat together (SwarmKit's).
 const EPSILON: Duration = Duration::from_millis(500);
 /// Periods without a beat after which a node is late (SwarmKit's).
@@ -108,7 +107,7 @@ pub fn period(state: &State) -> Duration {
         .and_then(|c| c.spec.dispatcher.as_ref()?.heartbeat_period)
         .and_then(|period| duration_from_wire(&period))
         .filter(|period| !period.is_zero());
-    set.unwrap_or(PERIOD_DEFAULT).max(PERIOD_MIN)
+    set.unwrap_or(PERIOD_DEFAULT).max(HEARTBEAT_PERIOD_MIN)
 }
 
 /// The period to tell one node: up to 500 ms, and a tenth, off. `random` is any number.

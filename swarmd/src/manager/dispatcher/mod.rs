@@ -214,7 +214,10 @@ impl Term {
         if changes.is_empty() {
             return true;
         }
-        let written = self.store.write(self.clock.now(), changes).await;
+        let written = self
+            .store
+            .write(self.store.time(&self.clock), changes)
+            .await;
         if let Err(error) = &written {
             tracing::warn!(%error, "the state of nodes is not recorded");
         }

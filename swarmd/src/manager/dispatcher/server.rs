@@ -54,7 +54,7 @@ impl Term {
         let state = self.store.view();
         if !state.nodes.contains_key(&node) {
             return Err(Status::not_found(format!(
-                "node {node} is not part of the cluster: it was removed, or never joined"
+                "node {node} is not part of the cluster: it was removed, or never joined; `swarmd leave` on it ends its tasks, and lets it join again"
             )));
         }
         let size = description.as_ref().map_or(0, prost::Message::encoded_len);
@@ -96,7 +96,10 @@ impl Term {
     }
 
     async fn write_one(&self, change: Change) -> Result<(), Status> {
-        let written = self.store.write(self.clock.now(), vec![change]).await;
+        let written = self
+            .store
+            .write(self.store.time(&self.clock), vec![change])
+            .await;
         for result in written.map_err(Error::from)?.results {
             result.map_err(Error::from)?;
         }

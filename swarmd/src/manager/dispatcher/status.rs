@@ -273,7 +273,10 @@ impl Batch {
 
     async fn write(self, store: &Store, clock: &Clock) {
         // A report that does not hold any more is dropped by apply; only the write itself can fail.
-        let written = store.write(clock.now(), self.changes).await.map(|_| ());
+        let written = store
+            .write(store.time(clock), self.changes)
+            .await
+            .map(|_| ());
         if let Err(error) = &written {
             tracing::debug!(%error, reports = self.reports, "task statuses are not written");
         }

@@ -1,6 +1,7 @@
 //! The raft directory: made whole or not at all.
 //!
 //! ```text
+//! raft/id           this member's number, chosen when the directory was made
 //! raft/dek          data encryption key
 //! raft/log.redb     log, vote, positions
 //! raft/snapshots/   snapshot-<index>-<term>.snap
@@ -9,6 +10,9 @@
 //! A new directory is prepared under another name and renamed, so one that exists is complete: a
 //! missing or empty file in it is damage, never a first start. That matters because a manager that
 //! forgot its vote or its log could break promises it made to others.
+//!
+//! The number goes with the directory: a manager that was demoted, or lost its state, and joins again is another member.
+//! Under its old number it would read its own past in the log that it is given: that it is a voter, or even the only one.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -19,9 +23,11 @@ use super::files;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
+use super::types::RaftId;
 
 const DIR: &str = "raft";
 const NEW_DIR: &str = "raft.new";
+const ID: &str = "id";
 const DEK: &str = "dek";
 const LOG: &str = "log.redb";
 const SNAPSHOTS: &str = "snapshots";
@@ -29,20 +35,21 @@ const SNAPSHOTS: &str = "snapshots";
 /// The open parts of a raft directory.
 #[derive(Debug)]
 pub(crate) struct RaftDir {
+    pub(crate) id: RaftId,
     pub(crate) log: LogStore,
     pub(crate) snapshots: Arc<SnapshotStore>,
 }
 
 impl RaftDir {
-    /// Opens `state_dir/raft`, which is made when it doesn't exist. Blocks on the disk.
-    pub(crate) fn open(state_dir: &Path) -> Result<Self, StorageError> {
+    /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
+    pub(crate) fn open(state_dir: &Path, new: RaftId) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
         if !is_present(&dir)? {
-            return create(state_dir, &dir);
+            return create(state_dir, &dir, new);
         }
-        let (dek_path, log_path, snapshots_path) =
-            (dir.join(DEK), dir.join(LOG), dir.join(SNAPSHOTS));
-        for path in [&dek_path, &log_path, &snapshots_path] {
+        let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
+        let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
+        for path in [&id_path, &dek_path, &log_path, &snapshots_path] {
             if !path.exists() {
                 return Err(StorageError::Missing {
                     path: path.clone(),
@@ -54,7 +61,8 @@ impl RaftDir {
         let (log, loaded) = LogFile::open(&log_path, &dek, &dek_path)?;
         let log = LogStore::over(log, loaded)?;
         let snapshots = Arc::new(SnapshotStore::open(&snapshots_path, dek)?);
-        let opened = Self { log, snapshots };
+        let id = read_id(&id_path)?;
+        let opened = Self { id, log, snapshots };
         opened.check_tail(&log_path)?;
         Ok(opened)
     }
@@ -93,7 +101,14 @@ fn is_present(dir: &Path) -> Result<bool, StorageError> {
     }
 }
 
-fn create(state_dir: &Path, dir: &Path) -> Result<RaftDir, StorageError> {
+fn read_id(path: &Path) -> Result<RaftId, StorageError> {
+    let text = std::fs::read_to_string(path).map_err(StorageError::io("read", path))?;
+    text.trim()
+        .parse()
+        .map_err(|_| StorageError::damaged(path, "the member's number".to_owned(), "it is none"))
+}
+
+fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageError> {
     let new: PathBuf = state_dir.join(NEW_DIR);
     match std::fs::remove_dir_all(&new) {
         Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
@@ -103,6 +118,7 @@ fn create(state_dir: &Path, dir: &Path) -> Result<RaftDir, StorageError> {
     }
     files::create_dir(&new)?;
     files::create_dir(&new.join(SNAPSHOTS))?;
+    files::write_new(&new.join(ID), format!("{id}\n").as_bytes())?;
     let dek = Dek::generate()?;
     dek.write_new(&new.join(DEK))?;
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
@@ -111,6 +127,7 @@ fn create(state_dir: &Path, dir: &Path) -> Result<RaftDir, StorageError> {
     std::fs::rename(&new, dir).map_err(StorageError::io("rename", &new))?;
     files::sync_dir(state_dir)?;
     Ok(RaftDir {
+        id,
         log: LogStore::over(log, Loaded::default())?,
         snapshots: Arc::new(SnapshotStore::open(&dir.join(SNAPSHOTS), Arc::new(dek))?),
     })

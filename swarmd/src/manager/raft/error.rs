@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// What to do about state that is damaged or gone. Part of the message of every such error.
 const WAY_OUT: &str = "stop swarmd and restore the raft directory from a backup, or, if other \
-                       managers are healthy, remove this manager from the cluster, move the raft \
-                       directory away and join again";
+                       managers are healthy, remove this manager from the cluster, move the whole \
+                       state directory away (volumes/ can be kept) and join again";
 
 /// A failure of the raft directory: the log, its key, or a snapshot.
 #[derive(Debug, thiserror::Error)]

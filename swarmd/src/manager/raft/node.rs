@@ -73,22 +73,24 @@ impl<M: Machine> RaftNode<M> {
     ) -> Result<Self, StartError> {
         let settings = Arc::new(config.openraft()?);
         let state_dir = config.state_dir.clone();
-        let opening = tokio::task::spawn_blocking(move || RaftDir::open(&state_dir));
+        let new = config.id;
+        let opening = tokio::task::spawn_blocking(move || RaftDir::open(&state_dir, new));
         let dir = opening.await.map_err(raft_error)??;
+        let id = dir.id;
         let closer = dir.log.closer();
         let wanted = Arc::new(Notify::new());
         let bytes = config.snapshots.bytes;
         let snapshots = Arc::clone(&dir.snapshots);
         let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
         let published = state_machine.published();
-        let network = Network::new(config.id, dialer);
-        let raft = Raft::new(config.id, settings, network, dir.log, state_machine).await;
+        let network = Network::new(id, dialer);
+        let raft = Raft::new(id, settings, network, dir.log, state_machine).await;
         let raft = raft.map_err(raft_error)?;
         let (leadership, leader) = watch::channel(Leadership::None);
         let mut node = Self {
             proposer: Proposer::new(raft.clone(), leader, published.clone()),
             raft,
-            id: config.id,
+            id,
             snapshots,
             closer,
             stop: CancellationToken::new(),

@@ -44,7 +44,7 @@ fn changed(
 
 /// Opens and, if that works, demands that everything is there.
 async fn refused_or_whole(dir: &tempfile::TempDir, all: &[Entry], what: &str) -> Option<String> {
-    match RaftDir::open(dir.path()) {
+    match RaftDir::open(dir.path(), 1) {
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains("raft/"), "{what}: no file named: {text}");
@@ -114,7 +114,7 @@ async fn a_truncated_log_is_found() {
 
 #[tokio::test]
 async fn a_missing_file_is_named() {
-    for name in ["dek", "log.redb", "snapshots"] {
+    for name in ["id", "dek", "log.redb", "snapshots"] {
         let (dir, _) = sample().await;
         let path = path_of(&dir, name);
         if path.is_dir() {

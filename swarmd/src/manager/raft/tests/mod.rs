@@ -167,11 +167,11 @@ pub(super) async fn close(log: LogStore) {
 }
 
 pub(super) fn open(dir: &Path) -> RaftDir {
-    RaftDir::open(dir).unwrap()
+    RaftDir::open(dir, 1).unwrap()
 }
 
 pub(super) fn open_error(dir: &Path) -> String {
-    RaftDir::open(dir).unwrap_err().to_string()
+    RaftDir::open(dir, 1).unwrap_err().to_string()
 }
 
 pub(super) fn new_log(db: redb::Database, dek: &Dek) -> LogStore {
