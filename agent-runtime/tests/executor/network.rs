@@ -270,7 +270,7 @@ async fn shares_the_nodes_network(lab: &Lab) {
 }
 
 async fn lives_in_a_network_namespace(lab: &Lab) {
-    let name = lab::netns();
+    let name = lab.netns();
     lab::run(Command::new("ip").args(["netns", "add", &name]));
     let inside = |program: &str, args: &[&str]| {
         let mut command = Command::new("nsenter");
