@@ -2,12 +2,13 @@
 
 use std::fs;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_runtime::Error;
 use agent_runtime::executor::{Exit, Observed, TaskOrder};
 use swarm_proto::pb;
 use swarm_proto::pb::mount::Type as MountType;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::lab::{self, Lab, Node};
 use crate::suite::{Program, Subject as _, running};
@@ -503,16 +504,20 @@ async fn a_pull_that_is_given_up_keeps_nothing(lab: &Lab) {
     // The image of many layers: it takes a while to unpack.
     let order = with_image(&node, "given-up", &lab.image("layered:1"));
     let mut task = executor.controller(order).await.unwrap();
-    {
-        let mut prepare = std::pin::pin!(task.prepare());
-        while leases().is_empty() {
-            tokio::select! {
-                biased;
-                result = &mut prepare => panic!("it was not given up in time: {result:?}"),
-                () = tokio::time::sleep(Duration::from_millis(5)) => {}
-            }
-        }
-    }
+    let given_up = CancellationToken::new();
+    let token = given_up.clone();
+    let mut pull = JoinSet::new();
+    pull.spawn(async move {
+        let prepared = token.run_until_cancelled(task.prepare()).await;
+        (prepared, task)
+    });
+    lab::until("there is a lease", || !leases().is_empty());
+    given_up.cancel();
+    let (prepared, task) = pull.join_next().await.unwrap().unwrap();
+    assert!(
+        prepared.is_none(),
+        "it was not given up in time: {prepared:?}"
+    );
     lab::until("the lease is gone", || leases().is_empty());
     drop(task);
     executor.purge().await.unwrap();

@@ -26,8 +26,11 @@ async fn survives_a_containerd_restart(lab: &mut Lab) {
     let before = lives.observe().await.unwrap();
     let waiting = async { (lives.wait().await, ends.wait().await) };
     let outage = async {
-        // The wait is under way by then.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Both waits look at their container first and then ask for its end: what is asked after them over the
+        // same connection, twice, and answered, finds them under way.
+        for _ in 0..2 {
+            executor.held().await.unwrap();
+        }
         lab.kill_containerd();
     };
     let ((first, second), ()) = tokio::join!(waiting, outage);
