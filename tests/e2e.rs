@@ -327,16 +327,8 @@ fn containerd_what_cannot_be_placed_says_why_until_it_can() {
     }
     let mut cluster = Cluster::start(1);
     let create = |cluster: &Cluster, name: &str, more: &[&str]| {
-        let arguments = [
-            "service",
-            "create",
-            "--name",
-            name,
-            "--image",
-            &cluster.image,
-            "--detach",
-        ];
-        cluster.ctl(&[&arguments[..], more].concat()).ok();
+        let more = [&["--detach"], more].concat();
+        cluster.create(name, &cluster.image, &more);
     };
     create(
         &cluster,
@@ -403,18 +395,7 @@ fn containerd_bad_images_are_told_and_a_lost_registry_stops_no_image_that_is_pre
     let registry = cluster.lab.registry.http();
     let unknown = format!("{registry}/example/none:1");
     let fails = |cluster: &Cluster, name: &str, image: &str, part: &str| {
-        let arguments = [
-            "service",
-            "create",
-            "--name",
-            name,
-            "--image",
-            image,
-            "--restart-condition",
-            "none",
-            "--detach",
-        ];
-        cluster.ctl(&arguments).ok();
+        cluster.create(name, image, &["--restart-condition", "none", "--detach"]);
         eventually(&format!("the reason why {name} fails"), LIMIT, || {
             let tasks = cluster.all_tasks(name);
             let told = tasks
@@ -487,12 +468,7 @@ fn containerd_https_registry_is_believed_by_its_ca_only() {
 
     let create = |name: &str, node: &str| {
         let constraint = format!("node.hostname=={node}");
-        let arguments = [
-            "service", "create", "--detach", "--name", name, "--image", &image,
-        ];
-        cluster
-            .ctl(&[&arguments[..], &["--constraint", &constraint]].concat())
-            .ok();
+        cluster.create(name, &image, &["--detach", "--constraint", &constraint]);
     };
     create("knows", "n2");
     cluster.wait_running("knows", 1, LIMIT);
@@ -703,19 +679,7 @@ fn containerd_a_socket_in_use_is_left_to_its_owner() {
         return;
     }
     let mut cluster = Cluster::start(0);
-    cluster
-        .ctl(&[
-            "service",
-            "create",
-            "--detach",
-            "--name",
-            "kept",
-            "--image",
-            &cluster.image,
-            "--replicas",
-            "0",
-        ])
-        .ok();
+    cluster.create("kept", &cluster.image, &["--detach", "--replicas", "0"]);
 
     // A second swarmd on the control socket of the first.
     let socket = Some(cluster.node("n1").socket());
@@ -741,19 +705,7 @@ fn containerd_damaged_state_is_repaired_or_refused_and_never_forgotten() {
     }
     let mut cluster = Cluster::start(0);
     let image = cluster.image.clone();
-    cluster
-        .ctl(&[
-            "service",
-            "create",
-            "--detach",
-            "--name",
-            "kept",
-            "--image",
-            &image,
-            "--replicas",
-            "0",
-        ])
-        .ok();
+    cluster.create("kept", &image, &["--detach", "--replicas", "0"]);
     cluster.node_mut("n1").stop(Signal::SIGTERM).unwrap();
     let state = cluster.node("n1").state_dir().to_owned();
     let files = files_below(&state);
