@@ -23,6 +23,8 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("tests/lab", &[]),
     ("benches", &["swarm-proto", "swarmd"]),
 ];
+/// The crate that the tests of each may use: it depends on none of ours.
+const FOR_TESTS: &str = "swarm-lab";
 /// Names of our crates in a Cargo.toml.
 const OURS: [&str; 6] = [
     "swarm-proto",
@@ -146,18 +148,30 @@ fn crates_depend_on_each_other_in_one_direction() {
     let mut found = Vec::new();
     for (name, allowed) in CRATES {
         let manifest = text(&PathBuf::from(name).join("Cargo.toml"));
-        let (_, dependencies) = manifest.split_once("\n[dependencies]\n").unwrap();
-        let dependencies = dependencies.split("\n[").next().unwrap();
-        let names = dependencies
-            .lines()
-            .filter_map(|line| line.split(['.', ' ', '=']).next());
-        found.extend(
-            names
-                .filter(|dependency| OURS.contains(dependency) && !allowed.contains(dependency))
-                .map(|dependency| format!("{name} -> {dependency}")),
-        );
+        let for_tests = [allowed, &[FOR_TESTS]].concat();
+        for (section, allowed) in [
+            ("dependencies", allowed),
+            ("dev-dependencies", for_tests.as_slice()),
+        ] {
+            found.extend(
+                dependencies(&manifest, section)
+                    .filter(|dependency| OURS.contains(dependency) && !allowed.contains(dependency))
+                    .map(|dependency| format!("{name} -> {dependency} in its {section}")),
+            );
+        }
     }
     none("a crate depends on one it must not know", &found);
+}
+
+/// Names of the crates in a section of a Cargo.toml.
+fn dependencies<'a>(manifest: &'a str, section: &str) -> impl Iterator<Item = &'a str> {
+    let (_, rest) = manifest
+        .split_once(&format!("\n[{section}]\n"))
+        .unwrap_or_default();
+    let section = rest.split("\n[").next().unwrap_or_default();
+    section
+        .lines()
+        .filter_map(|line| line.split(['.', ' ', '=']).next())
 }
 
 #[test]

@@ -70,21 +70,15 @@ impl Manager {
     }
 
     /// A connection, once the socket is there and the manager leads.
-    async fn client(&mut self) -> Client {
+    fn client(&mut self) -> Client {
         let socket = self.directory.path().join("control.sock");
-        let ready = async {
-            loop {
-                if let Some(client) = leads(&socket).await {
-                    return client;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
+        eventually("a manager that is ready", async || {
+            if let Some(ended) = self.running.try_join_next() {
+                panic!("the manager ended: {ended:?}");
             }
-        };
-        tokio::select! {
-            client = ready => client,
-            ended = self.running.join_next() => panic!("the manager ended: {ended:?}"),
-            () = tokio::time::sleep(LIMIT) => panic!("the manager is not ready within {LIMIT:?}"),
-        }
+            let client = leads(&socket).await;
+            client.ok_or_else(|| "it does not lead".to_owned())
+        })
     }
 
     async fn stop(mut self) {
@@ -93,6 +87,14 @@ impl Manager {
             ended.unwrap();
         }
     }
+}
+
+/// The client sees the manager only by asking, as it would another process.
+fn eventually<T>(what: &str, mut look: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let runtime = tokio::runtime::Handle::current();
+    tokio::task::block_in_place(|| {
+        harness::lab::eventually(what, LIMIT, || runtime.block_on(look()))
+    })
 }
 
 async fn leads(socket: &Path) -> Option<Client> {
@@ -146,36 +148,32 @@ fn service(image: &str, replicas: u64) -> Value {
 }
 
 /// Asks until the service has so many running tasks of this image.
-async fn until_running(client: &mut Client, id: &str, (image, count): (&str, usize)) {
-    let ready = async {
-        loop {
-            let filters = Value::message(vec![("service_ids", Value::List(vec![text(id)]))]);
-            let answer = client
-                .call("Control", "ListTasks", vec![("filters", filters)])
-                .await
-                .unwrap();
-            let running = answer.list("tasks").iter().filter(|task| {
-                let task = task.as_message();
-                let container = task.get("spec").get("container");
-                task.get("status").enumerator("state") == "RUNNING"
-                    && task.enumerator("desired_state") == "RUNNING"
-                    && container.text("image") == image
-            });
-            if running.count() == count {
-                return;
-            }
-            tokio::time::sleep(Duration::from_millis(20)).await;
+fn until_running(client: &mut Client, id: &str, (image, count): (&str, usize)) {
+    eventually(&format!("{count} running tasks of {image}"), async || {
+        let filters = Value::message(vec![("service_ids", Value::List(vec![text(id)]))]);
+        let answer = client
+            .call("Control", "ListTasks", vec![("filters", filters)])
+            .await
+            .unwrap();
+        let running = answer.list("tasks").iter().filter(|task| {
+            let task = task.as_message();
+            let container = task.get("spec").get("container");
+            task.get("status").enumerator("state") == "RUNNING"
+                && task.enumerator("desired_state") == "RUNNING"
+                && container.text("image") == image
+        });
+        match running.count() {
+            running if running == count => Ok(()),
+            running => Err(format!("{running} run")),
         }
-    };
-    let waited = tokio::time::timeout(LIMIT, ready).await;
-    waited.unwrap_or_else(|_| panic!("{count} tasks of {image} do not run within {LIMIT:?}"));
+    });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 #[expect(clippy::too_many_lines, reason = "the life of one service, in order")]
 async fn a_client_of_the_table_creates_lists_updates_and_removes_a_service() {
     let mut manager = Manager::start();
-    let mut client = manager.client().await;
+    let mut client = manager.client();
 
     let created = client
         .call(
@@ -193,7 +191,7 @@ async fn a_client_of_the_table_creates_lists_updates_and_removes_a_service() {
     assert_eq!(spec.get("annotations").map("labels")["tier"], "front");
     assert_eq!(spec.get("replicated").number("replicas"), 2);
     assert_eq!(spec.get("update").float("max_failure_ratio"), 0.25);
-    until_running(&mut client, &id, ("web:1", 2)).await;
+    until_running(&mut client, &id, ("web:1", 2));
 
     let again = client
         .call(
@@ -252,7 +250,7 @@ async fn a_client_of_the_table_creates_lists_updates_and_removes_a_service() {
             .number("replicas"),
         2
     );
-    until_running(&mut client, &id, ("web:2", 3)).await;
+    until_running(&mut client, &id, ("web:2", 3));
 
     client
         .call("Control", "RemoveService", vec![("service_id", text(&id))])
@@ -270,7 +268,7 @@ async fn a_client_of_the_table_creates_lists_updates_and_removes_a_service() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_call_of_the_table_is_answered() {
     let mut manager = Manager::start();
-    let mut client = manager.client().await;
+    let mut client = manager.client();
     let table = Table::read();
     for method in table.methods("Control") {
         let answer = client.call("Control", &method, vec![]).await;

@@ -11,7 +11,7 @@ use crate::name;
 use crate::pb;
 use crate::reference::Reference;
 use crate::signal::signal_number;
-use crate::{dependencies, health, mounts, privileges};
+use crate::{dependencies, health, mounts, privileges, ulimit};
 
 /// Longest host name Linux takes.
 const HOSTNAME_MAX: usize = 64;
@@ -152,25 +152,6 @@ fn check_dns(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
     }
 }
 
-/// Limits of the kernel that setrlimit knows by name.
-const ULIMITS: &[&str] = &[
-    "core",
-    "cpu",
-    "data",
-    "fsize",
-    "locks",
-    "memlock",
-    "msgqueue",
-    "nice",
-    "nofile",
-    "nproc",
-    "rss",
-    "rtprio",
-    "rttime",
-    "sigpending",
-    "stack",
-];
-
 fn check_limits(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
     if spec.pids_limit < -1 {
         faults.add(
@@ -212,8 +193,8 @@ fn check_limits(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
 
 /// -1 stands for no limit.
 fn bad_ulimit(limit: &pb::container_spec::Ulimit) -> Option<String> {
-    if !ULIMITS.contains(&limit.name.as_str()) {
-        let known = ULIMITS.join(", ");
+    if !ulimit::NAMES.contains(&limit.name.as_str()) {
+        let known = ulimit::NAMES.join(", ");
         return Some(format!(
             "{} is not a limit; known are {known}",
             shown(&limit.name)

@@ -56,6 +56,7 @@ pub mod service;
 pub mod signal;
 pub mod task_state;
 pub mod time;
+pub mod ulimit;
 pub mod unserved;
 mod update;
 

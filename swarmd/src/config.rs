@@ -599,16 +599,7 @@ fn host_port(value: &str) -> Result<String, String> {
 }
 
 fn hostname(value: &str) -> Result<String, String> {
-    let valid = !value.is_empty()
-        && value.len() <= 253
-        && value
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
-    if valid {
-        Ok(value.to_owned())
-    } else {
-        Err("must have 1 to 253 letters, digits, dashes, dots and underscores".to_owned())
-    }
+    word(value, 253)
 }
 
 fn engine_addr(value: &str) -> Result<String, String> {
@@ -623,15 +614,21 @@ fn engine_addr(value: &str) -> Result<String, String> {
 }
 
 fn namespace(value: &str) -> Result<String, String> {
+    word(value, 76)
+}
+
+fn word(value: &str, longest: usize) -> Result<String, String> {
     let valid = !value.is_empty()
-        && value.len() <= 76
+        && value.len() <= longest
         && value
             .bytes()
             .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
     if valid {
         Ok(value.to_owned())
     } else {
-        Err("must have 1 to 76 letters, digits, dashes, dots and underscores".to_owned())
+        Err(format!(
+            "must have 1 to {longest} letters, digits, dashes, dots and underscores"
+        ))
     }
 }
 

@@ -172,23 +172,21 @@ impl Cluster {
     pub fn create_web(&self, name: &str, replicas: usize, more: &[&str]) -> String {
         let replicas = replicas.to_string();
         let arguments = [
-            "service",
-            "create",
-            "--name",
-            name,
-            "--image",
-            &self.image,
             "--replicas",
             &replicas,
-        ];
-        let environment = [
             "--env",
             "TASK={{.Task.Name}}",
             "--env",
             "NODE={{.Node.Hostname}}",
         ];
-        self.ctl(&[&arguments[..], &environment, more].concat())
-            .ok()
+        self.create(name, &self.image, &[&arguments[..], more].concat())
+    }
+
+    /// Creates a service.
+    #[track_caller]
+    pub fn create(&self, name: &str, image: &str, more: &[&str]) -> String {
+        let arguments = ["service", "create", "--name", name, "--image", image];
+        self.ctl(&[&arguments[..], more].concat()).ok()
     }
 
     /// Every task of a service, ended ones too, in the order of slots.

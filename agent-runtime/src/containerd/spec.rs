@@ -9,6 +9,7 @@ use std::time::Duration;
 use serde_json::{Map, Value, json};
 use swarm_proto::pb;
 use swarm_proto::signal::signal_number;
+use swarm_proto::ulimit;
 
 use super::account::Account;
 use super::manifest::RunConfig;
@@ -229,26 +230,8 @@ fn assigned(task: &pb::Task) -> Vec<(String, Vec<String>)> {
 }
 
 fn rlimits(ulimits: &[pb::container_spec::Ulimit]) -> Result<Vec<Value>, Error> {
-    const KNOWN: &[&str] = &[
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let one = |ulimit: &pb::container_spec::Ulimit| {
-        if !KNOWN.contains(&ulimit.name.as_str()) {
+        if !ulimit::NAMES.contains(&ulimit.name.as_str()) {
             return Err(Error::Fatal(format!(
                 "ulimit {}: there is no such limit",
                 ulimit.name

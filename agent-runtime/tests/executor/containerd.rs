@@ -1,19 +1,19 @@
 //! What only containerd shows: pulls, processes, limits, mounts, restarts.
 
 use std::fs;
-use std::net::UdpSocket;
 use std::sync::Arc;
-use std::time::Duration;
 
 use agent_runtime::Error;
 use agent_runtime::executor::{Exit, Observed, TaskOrder};
 use swarm_proto::pb;
 use swarm_proto::pb::mount::Type as MountType;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use crate::lab::{self, Lab, Node};
 use crate::suite::{Program, Subject as _, running};
 
-pub(crate) async fn run(lab: &Lab) {
+pub(crate) async fn run(lab: &mut Lab) {
     makes_many_at_once(lab).await;
     pulls_each_layer_once(lab).await;
     pulls_two_names_of_one_image_at_once(lab).await;
@@ -105,7 +105,7 @@ async fn pulls_each_layer_once(lab: &Lab) {
     // The suite pulled the same image for another node: containerd has the content, this
     // namespace does not. So count for an image that nobody has.
     let image = lab.image("counted:1");
-    lab.push_counted().await;
+    lab.push_counted();
     let lives = (0..10).map(|number| {
         running(
             &executor,
@@ -129,7 +129,7 @@ async fn pulls_each_layer_once(lab: &Lab) {
 async fn pulls_two_names_of_one_image_at_once(lab: &Lab) {
     let node = lab.subject("pull");
     let executor = node.executor().await;
-    let tags = lab.push_twins(8).await;
+    let tags = lab.push_twins(8);
     let lives = tags.iter().enumerate().map(|(number, image)| {
         running(
             &executor,
@@ -202,7 +202,7 @@ async fn names_what_is_wrong_with_an_image(lab: &Lab) {
     node.executor().await.purge().await.unwrap();
 }
 
-async fn uses_the_image_present(lab: &Lab) {
+async fn uses_the_image_present(lab: &mut Lab) {
     let node = lab.subject("gone");
     finish(&node, with_image(&node, "first", &node.image)).await;
     lab.stop_registry();
@@ -228,24 +228,19 @@ async fn uses_the_image_present(lab: &Lab) {
     executor.purge().await.unwrap();
 }
 
-async fn verifies_a_registry(lab: &Lab) {
-    // The address by which this machine would reach others: not loopback, so HTTPS must verify.
-    let probe = UdpSocket::bind("0.0.0.0:0").unwrap();
-    if probe.connect("192.0.2.1:9").is_err() {
-        eprintln!("left out: HTTPS registry, this machine has no address but loopback");
-        return;
-    }
-    let address = probe.local_addr().unwrap().ip();
-    let registry = lab.start_https_registry(address);
+async fn verifies_a_registry(lab: &mut Lab) {
+    // On the lab's own address: not loopback, so HTTPS must verify.
+    lab.machine.registry.start_https().unwrap();
+    let registry = &lab.machine.registry;
     let mut node = lab.subject("proxy");
-    let image = format!("{address}:{}/test:1", registry.port);
+    let image = format!("{}/test:1", registry.https());
     let error = refusal(&node, with_image(&node, "unknown-ca", &image)).await;
     assert!(error.contains("certificate"), "{error}");
     eprintln!("as told: {error}");
-    let plain = format!("{address}:{}/test:1", lab.port());
+    let plain = format!("{}/test:1", registry.http());
     let error = refusal(&node, with_image(&node, "plain", &plain)).await;
     eprintln!("as told: {error}");
-    node.config.registry_ca = Some(registry.ca.clone());
+    node.config.registry_ca = Some(registry.ca_certificate());
     assert_eq!(
         finish(&node, with_image(&node, "known-ca", &image))
             .await
@@ -254,7 +249,7 @@ async fn verifies_a_registry(lab: &Lab) {
         7
     );
     node.config.registry_ca = None;
-    node.config.insecure_registries = vec![format!("{address}/32")];
+    node.config.insecure_registries = vec![format!("{}/32", lab.machine.site.gateway())];
     node.executor().await.purge().await.unwrap();
     assert_eq!(
         finish(&node, with_image(&node, "insecure", &image))
@@ -494,7 +489,7 @@ async fn many_layers_are_looked_into(lab: &Lab) {
     let node = lab.subject("mounts");
     let mut order = node.sh("layered", "id -u; cat /layer-0 /layer-79");
     let spec = container(&mut order);
-    spec.image = lab.push_layered(80).await;
+    spec.image = lab.push_layered(80);
     spec.user = "web".to_owned();
     let (exit, text) = finish(&node, order).await;
     assert_eq!((exit.code, text.as_str()), (0, "33\n0\n79\n"));
@@ -509,16 +504,20 @@ async fn a_pull_that_is_given_up_keeps_nothing(lab: &Lab) {
     // The image of many layers: it takes a while to unpack.
     let order = with_image(&node, "given-up", &lab.image("layered:1"));
     let mut task = executor.controller(order).await.unwrap();
-    {
-        let mut prepare = std::pin::pin!(task.prepare());
-        while leases().is_empty() {
-            tokio::select! {
-                biased;
-                result = &mut prepare => panic!("it was not given up in time: {result:?}"),
-                () = tokio::time::sleep(Duration::from_millis(5)) => {}
-            }
-        }
-    }
+    let given_up = CancellationToken::new();
+    let token = given_up.clone();
+    let mut pull = JoinSet::new();
+    pull.spawn(async move {
+        let prepared = token.run_until_cancelled(task.prepare()).await;
+        (prepared, task)
+    });
+    lab::until("there is a lease", || !leases().is_empty());
+    given_up.cancel();
+    let (prepared, task) = pull.join_next().await.unwrap().unwrap();
+    assert!(
+        prepared.is_none(),
+        "it was not given up in time: {prepared:?}"
+    );
     lab::until("the lease is gone", || leases().is_empty());
     drop(task);
     executor.purge().await.unwrap();

@@ -3,6 +3,7 @@
 use std::process::Command;
 use std::time::Duration;
 
+use ::lab::process;
 use agent_runtime::Error;
 use agent_runtime::executor::Observed;
 
@@ -10,14 +11,14 @@ use crate::containerd::finish;
 use crate::lab::{self, Lab};
 use crate::suite::{Program, Subject as _, running};
 
-pub(crate) async fn run(lab: &Lab) {
+pub(crate) async fn run(lab: &mut Lab) {
     survives_a_containerd_restart(lab).await;
     redoes_what_is_half_made(lab).await;
     leaves_nothing_of_a_given_up_prepare(lab).await;
     sees_what_is_killed_behind_it(lab).await;
 }
 
-async fn survives_a_containerd_restart(lab: &Lab) {
+async fn survives_a_containerd_restart(lab: &mut Lab) {
     let node = lab.subject("restart");
     let executor = node.executor().await;
     let mut lives = running(&executor, node.order("lives", Program::Forever)).await;
@@ -25,8 +26,11 @@ async fn survives_a_containerd_restart(lab: &Lab) {
     let before = lives.observe().await.unwrap();
     let waiting = async { (lives.wait().await, ends.wait().await) };
     let outage = async {
-        // The wait is under way by then.
-        tokio::time::sleep(Duration::from_millis(200)).await;
+        // Both waits look at their container first and then ask for its end: what is asked after them over the
+        // same connection, twice, and answered, finds them under way.
+        for _ in 0..2 {
+            executor.held().await.unwrap();
+        }
         lab.kill_containerd();
     };
     let ((first, second), ()) = tokio::join!(waiting, outage);
@@ -131,10 +135,11 @@ async fn sees_what_is_killed_behind_it(lab: &Lab) {
     task.remove().await.unwrap();
     // A shim that is killed takes container and exit with it; the task must not hang.
     let mut task = running(&executor, node.order("no-shim", Program::Forever)).await;
-    let shims = lab::processes().into_iter().filter(|(_, command)| {
+    let shims = process::all().into_iter().filter(|process| {
+        let command = process.arguments.join(" ");
         command.contains("containerd-shim") && command.contains("-id no-shim ")
     });
-    let shims: Vec<i32> = shims.map(|(pid, _)| pid).collect();
+    let shims: Vec<u32> = shims.map(|process| process.pid).collect();
     assert_eq!(shims.len(), 1);
     lab::run(Command::new("kill").args(["-9", &shims[0].to_string()]));
     match tokio::time::timeout(Duration::from_secs(60), task.wait())

@@ -1,25 +1,29 @@
-//! A containerd and a registry of the test's own, and the search for what is left behind.
+//! The lab of the executor's tests: nodes on its containerd, images in its registry, and the search for what is left
+//! behind.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use ::lab::lab::available_with;
+use ::lab::{command, image, process, sweep};
 use agent_runtime::containerd::{ContainerdConfig, ContainerdExecutor};
 use agent_runtime::executor::{Executor, TaskOrder};
+use nix::sys::signal::Signal;
 
 use crate::images::{self, Images};
 use crate::suite::{self, Program, Subject};
 
-const NEEDED: [&str; 5] = ["containerd", "runc", "docker-registry", "nft", "busybox"];
+/// What the tests need beside a lab's programs, with its Debian package.
+const NEEDED: [(&str, &str); 1] = [("busybox", "busybox-static")];
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct Lab {
-    dir: tempfile::TempDir,
-    containerd: std::sync::Mutex<Option<Child>>,
-    registry: std::sync::Mutex<Option<Child>>,
-    port: u16,
+    pub(crate) machine: ::lab::Lab,
+    /// `address:port` of the registry, which containerd's clients speak HTTP to untold.
+    registry: String,
     images: Images,
     /// Digest of the manifest of `test:1`.
     pub(crate) test_digest: String,
@@ -69,8 +73,9 @@ impl Node {
 
     /// The links that connect its containers.
     pub(crate) fn links(&self) -> Vec<String> {
-        let bridge = format!("/sys/class/net/swb{}/brif", tag_of(&self.config.namespace));
-        let ports = fs::read_dir(bridge).unwrap().flatten();
+        let bridge = bridge(&tag_of(&self.config.namespace));
+        let ports = Path::new("/sys/class/net").join(bridge).join("brif");
+        let ports = fs::read_dir(ports).unwrap().flatten();
         ports
             .map(|port| port.file_name().into_string().unwrap())
             .collect()
@@ -88,139 +93,58 @@ impl Node {
     }
 }
 
-fn installed(program: &str) -> bool {
-    ["/usr/bin", "/usr/sbin", "/bin", "/sbin"]
-        .iter()
-        .any(|dir| Path::new(dir).join(program).exists())
-}
-
 impl Lab {
-    /// Starts both; `None`, with a printed reason, where that can't be.
-    pub(crate) async fn start() -> Option<Self> {
-        let missing: Vec<&str> = NEEDED
-            .into_iter()
-            .filter(|program| !installed(program))
-            .collect();
-        let root = nix::unistd::Uid::effective().is_root();
-        if std::env::var("SWARM_LAB").as_deref() == Ok("off") {
-            eprintln!("containerd tests left out: SWARM_LAB=off");
+    /// Builds it; `None`, with a printed reason, where that can't be.
+    pub(crate) fn start() -> Option<Self> {
+        if !available_with("containerd under the executors' suite", &NEEDED) {
             return None;
         }
-        if !root || !missing.is_empty() {
-            let reason = format!("containerd tests left out: root: {root}, missing: {missing:?}");
-            assert!(std::env::var("CI").as_deref() != Ok("true"), "{reason}");
-            eprintln!("{reason}");
-            return None;
-        }
-        let dir = tempfile::Builder::new()
-            .prefix("swarm-exec-")
-            .tempdir()
-            .unwrap();
-        let port = std::net::TcpListener::bind("127.0.0.1:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let images = Images::new(&dir.path().join("images"), &format!("127.0.0.1:{port}"));
-        let mut lab = Self {
-            dir,
+        let mut machine = ::lab::Lab::new().unwrap();
+        let registry = machine.registry.start_loopback().unwrap();
+        let images = Images::new();
+        let test_digest = images.push(&machine.registry);
+        Some(Self {
+            machine,
+            registry,
             images,
-            test_digest: String::new(),
-            containerd: Default::default(),
-            registry: Default::default(),
-            port,
-        };
-        lab.start_containerd();
-        lab.start_registry();
-        lab.test_digest = lab.images.push().await;
-        Some(lab)
+            test_digest,
+        })
     }
 
     pub(crate) fn path(&self, name: &str) -> PathBuf {
-        self.dir.path().join(name)
+        self.machine.site.state().join(name)
     }
 
-    pub(crate) fn socket(&self) -> PathBuf {
-        self.path("c.sock")
+    pub(crate) fn start_containerd(&mut self) {
+        self.machine.containerd.start_again().unwrap();
     }
 
-    fn log(&self, name: &str) -> fs::File {
-        fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .open(self.path(name))
-            .unwrap()
+    pub(crate) fn kill_containerd(&mut self) {
+        self.machine.containerd.stop(Signal::SIGKILL).unwrap();
     }
 
-    pub(crate) fn start_containerd(&self) {
-        let at = |name: &str| self.path(name).display().to_string();
-        let config = format!(
-            "version = 2\noom_score = -500\nroot = \"{}\"\nstate = \"{}\"\n\
-             disabled_plugins = [\"io.containerd.grpc.v1.cri\"]\n\
-             [grpc]\naddress = \"{}\"\n[ttrpc]\naddress = \"{}\"\n",
-            at("root"),
-            at("state"),
-            at("c.sock"),
-            at("c.ttrpc")
-        );
-        fs::write(self.path("containerd.toml"), config).unwrap();
-        let child = Command::new("containerd")
-            .arg("-c")
-            .arg(self.path("containerd.toml"))
-            .stdout(self.log("containerd.log"))
-            .stderr(self.log("containerd.log"))
-            .spawn()
-            .unwrap();
-        *self.containerd.lock().unwrap() = Some(child);
-        until("containerd", || {
-            std::os::unix::net::UnixStream::connect(self.socket()).is_ok()
-        });
+    pub(crate) fn start_registry(&mut self) {
+        self.machine.registry.start_http().unwrap();
+        self.machine.registry.start_loopback().unwrap();
     }
 
-    pub(crate) fn kill_containerd(&self) {
-        kill(&self.containerd);
+    pub(crate) fn stop_registry(&mut self) {
+        self.machine.registry.stop().unwrap();
     }
 
-    pub(crate) fn start_registry(&self) {
-        let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:{}\n",
-            self.path("registry").display(),
-            self.port
-        );
-        fs::write(self.path("registry.yml"), config).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(self.path("registry.yml"))
-            .stdout(self.log("registry.log"))
-            .stderr(self.log("registry.log"))
-            .spawn()
-            .unwrap();
-        *self.registry.lock().unwrap() = Some(child);
-        until("registry", || {
-            std::net::TcpStream::connect(("127.0.0.1", self.port)).is_ok()
-        });
-    }
-
-    pub(crate) fn stop_registry(&self) {
-        kill(&self.registry);
-    }
-
-    /// What the registry was asked, one line a request.
-    pub(crate) fn registry_requests(&self, pattern: &str) -> usize {
-        let log = fs::read_to_string(self.path("registry.log")).unwrap();
-        log.lines()
-            .filter(|line| line.contains("\"GET ") && line.contains(pattern))
-            .count()
+    /// How often the registry was asked for a path with these words.
+    pub(crate) fn registry_requests(&self, words: &str) -> usize {
+        self.machine.registry.asked_on_loopback(words).unwrap()
     }
 
     pub(crate) fn image(&self, name: &str) -> String {
-        format!("127.0.0.1:{}/{name}", self.port)
+        format!("{}/{name}", self.registry)
     }
 
     pub(crate) fn subject(&self, name: &str) -> Node {
-        let address = format!("unix://{}", self.socket().display());
+        let address = self.machine.containerd.engine_address();
         let state = self.path(&format!("node-{name}"));
-        let config = ContainerdConfig::new(&address, &namespace(name), state);
+        let config = ContainerdConfig::new(&address, &self.namespace(name), state);
         Node {
             config,
             image: self.image("test:1"),
@@ -228,194 +152,152 @@ impl Lab {
     }
 
     /// An image with a layer that no other image has.
-    pub(crate) async fn push_counted(&self) {
-        self.images.push_counted(&self.path("images")).await;
+    pub(crate) fn push_counted(&self) {
+        images::push_counted(&self.machine.registry);
     }
 
     /// One image that nobody has, under several tags.
-    pub(crate) async fn push_twins(&self, count: usize) -> Vec<String> {
-        let names = self.images.push_twins(&self.path("images"), count).await;
+    pub(crate) fn push_twins(&self, count: usize) -> Vec<String> {
+        let names = images::push_twins(&self.machine.registry, count);
         names.iter().map(|name| self.image(name)).collect()
     }
 
     /// The test image with so many small layers on top, each with a file.
-    pub(crate) async fn push_layered(&self, count: usize) -> String {
-        self.images.push_layered(&self.path("images"), count).await;
+    pub(crate) fn push_layered(&self, count: usize) -> String {
+        self.images.push_layered(&self.machine.registry, count);
         self.image("layered:1")
-    }
-
-    pub(crate) fn port(&self) -> u16 {
-        self.port
-    }
-
-    /// The same images over HTTPS, with a CA of its own, on all addresses.
-    pub(crate) fn start_https_registry(&self, address: std::net::IpAddr) -> HttpsRegistry {
-        let mut ca = rcgen::CertificateParams::new(Vec::new()).unwrap();
-        ca.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
-        let ca_key = rcgen::KeyPair::generate().unwrap();
-        let ca_pem = ca.self_signed(&ca_key).unwrap().pem();
-        let issuer = rcgen::Issuer::new(ca, ca_key);
-        let key = rcgen::KeyPair::generate().unwrap();
-        let leaf = rcgen::CertificateParams::new(vec![address.to_string()]).unwrap();
-        let leaf = leaf.signed_by(&key, &issuer).unwrap();
-        fs::write(self.path("ca.pem"), ca_pem).unwrap();
-        fs::write(self.path("tls.pem"), leaf.pem()).unwrap();
-        fs::write(self.path("tls.key"), key.serialize_pem()).unwrap();
-        let port = std::net::TcpListener::bind("0.0.0.0:0")
-            .unwrap()
-            .local_addr()
-            .unwrap()
-            .port();
-        let config = format!(
-            "version: 0.1\nstorage:\n  filesystem:\n    rootdirectory: {}\nhttp:\n  addr: 0.0.0.0:{port}\n  \
-             tls:\n    certificate: {}\n    key: {}\n",
-            self.path("registry").display(),
-            self.path("tls.pem").display(),
-            self.path("tls.key").display(),
-        );
-        fs::write(self.path("https.yml"), config).unwrap();
-        let child = Command::new("docker-registry")
-            .arg("serve")
-            .arg(self.path("https.yml"))
-            .stdout(self.log("https.log"))
-            .stderr(self.log("https.log"))
-            .spawn()
-            .unwrap();
-        until("https registry", || {
-            std::net::TcpStream::connect((address, port)).is_ok()
-        });
-        HttpsRegistry {
-            port,
-            ca: self.path("ca.pem"),
-            child: std::sync::Mutex::new(Some(child)),
-        }
     }
 
     /// Starts a container the way `ctr` does.
     pub(crate) fn ctr_run(&self, node: &Node, id: &str) -> Child {
-        let socket = self.socket().display().to_string();
         let mut command = Command::new("ctr");
-        command.args([
-            "-a",
-            &socket,
-            "-n",
-            &node.config.namespace,
-            "run",
-            "-d",
-            &node.image,
-            id,
-        ]);
         command
-            .args(["/bin/sleep", "1000"])
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .spawn()
-            .unwrap()
+            .arg("--address")
+            .arg(self.machine.containerd.socket());
+        command.args(["--namespace", &node.config.namespace]);
+        command.args(["run", "-d", &node.image, id, "/bin/sleep", "1000"]);
+        let command = command.stdin(Stdio::null()).stdout(Stdio::null());
+        command.spawn().unwrap()
     }
 
     pub(crate) fn ctr(&self, node: &Node, args: &[&str]) -> String {
-        let socket = self.socket().display().to_string();
-        run(Command::new("ctr")
-            .args(["-a", &socket, "-n", &node.config.namespace])
-            .args(args))
+        let containerd = &self.machine.containerd;
+        containerd.ctr(&node.config.namespace, args).unwrap()
+    }
+
+    /// A name of this lab's alone for a network namespace, which goes with it.
+    pub(crate) fn netns(&self) -> String {
+        self.machine.site.host_name("netns")
+    }
+
+    /// Of this lab alone: runc keeps its state in one place for all containerds.
+    fn namespace(&self, node: &str) -> String {
+        self.machine.site.host_name(node)
+    }
+
+    /// What the backend names the nodes' bridges and rules by.
+    fn tags(&self) -> [String; NODES.len()] {
+        NODES.map(|node| tag_of(&self.namespace(node)))
     }
 
     /// Looks for everything that should be gone, then stops both.
     pub(crate) fn finish(self) {
-        let dir = self.dir.path().display().to_string();
-        let mut left = Vec::new();
+        let left = [
+            self.left_running(),
+            self.left_in_containerd(),
+            self.left_in_directories(),
+            self.left_in_the_network(),
+        ]
+        .concat();
+        assert!(left.is_empty(), "left behind: {left:#?}");
+    }
+
+    fn left_running(&self) -> Vec<String> {
+        let site = &self.machine.site;
+        let directories = [site.run(), site.state()];
+        let mut shims = process::belonging_to(&directories);
+        shims.retain(|process| {
+            process::program(&process.arguments)
+                .is_some_and(|name| name.starts_with("containerd-shim"))
+        });
+        let shims = shims.into_iter().map(|shim| format!("{shim:?}"));
+        // Those that are not below `swarm` are ctr's.
+        let cgroups = sweep::cgroups(site).into_iter();
+        let cgroups = cgroups
+            .filter(|path| {
+                path.parent()
+                    .is_some_and(|parent| parent.ends_with("swarm"))
+            })
+            .map(|path| format!("cgroup {}", path.display()));
+        shims.chain(cgroups).collect()
+    }
+
+    fn left_in_containerd(&self) -> Vec<String> {
+        let containerd = &self.machine.containerd;
+        let namespaces = containerd.ctr("default", &["namespaces", "ls", "-q"]);
+        let mut left: Vec<String> = namespaces
+            .unwrap()
+            .lines()
+            .map(|name| format!("namespace {name}"))
+            .collect();
+        let snapshots = containerd
+            .state()
+            .join("root/io.containerd.snapshotter.v1.overlayfs/snapshots");
+        let snapshots = fs::read_dir(snapshots).map(|entries| entries.count());
+        match snapshots {
+            Ok(0) | Err(_) => {}
+            Ok(count) => left.push(format!("{count} snapshots")),
+        }
+        left
+    }
+
+    fn left_in_directories(&self) -> Vec<String> {
+        let site = &self.machine.site;
+        let directories = [site.run(), site.state()].map(|path| path.display().to_string());
+        // Also those elsewhere whose layers are in the directories.
         let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
-        left.extend(
-            mounts
-                .lines()
-                .filter(|line| line.contains(&dir))
-                .map(str::to_owned),
-        );
-        for (pid, command) in processes() {
-            if command.contains("containerd-shim") && command.contains(&dir) {
-                left.push(format!("process {pid}: {command}"));
-            }
-        }
-        let list = Command::new("ctr")
-            .args([
-                "-a",
-                &self.socket().display().to_string(),
-                "namespaces",
-                "ls",
-                "-q",
-            ])
-            .output()
-            .unwrap();
-        left.extend(
-            String::from_utf8_lossy(&list.stdout)
-                .lines()
-                .map(|name| format!("namespace {name}")),
-        );
-        let snapshots =
-            fs::read_dir(self.path("root/io.containerd.snapshotter.v1.overlayfs/snapshots"));
-        // containerd collects what nothing names any more a moment later.
-        let snapshots = snapshots.map(|entries| entries.count()).unwrap_or(0);
-        if snapshots > 0 {
-            left.push(format!("{snapshots} snapshots"));
-        }
-        for hierarchy in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
-            let path = hierarchy.path().join("swarm");
-            for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-                let name = entry.file_name().to_string_lossy().into_owned();
-                if NODES.iter().any(|node| name == namespace(node)) {
-                    left.push(format!("cgroup {}", entry.path().display()));
-                }
-            }
+        let mut left: Vec<String> = mounts
+            .lines()
+            .filter(|line| directories.iter().any(|directory| line.contains(directory)))
+            .map(str::to_owned)
+            .collect();
+        for path in sweep::runc_directories(site) {
+            let states = fs::read_dir(&path).into_iter().flatten().flatten();
+            left.extend(states.map(|state| format!("runc state {}", state.path().display())));
+            // The directory itself is runc's own habit.
+            let _ = fs::remove_dir(path);
         }
         for node in NODES {
-            let runc = fs::read_dir(runc_state(node))
-                .into_iter()
-                .flatten()
-                .flatten();
-            left.extend(runc.map(|entry| format!("runc state {}", entry.path().display())));
-            // The directory itself is runc's own habit.
-            let _ = fs::remove_dir(runc_state(node));
-            let state = self.path(&format!("node-{node}")).join("tasks");
-            left.extend(state.exists().then(|| format!("{}", state.display())));
+            let tasks = self.path(&format!("node-{node}")).join("tasks");
+            left.extend(tasks.exists().then(|| format!("{}", tasks.display())));
         }
-        for tag in NODES.map(tag) {
-            let link = Path::new("/sys/class/net").join(format!("swb{tag}"));
+        left
+    }
+
+    fn left_in_the_network(&self) -> Vec<String> {
+        let mut left = Vec::new();
+        for tag in self.tags() {
+            let link = Path::new("/sys/class/net").join(bridge(&tag));
             left.extend(link.exists().then(|| format!("link {}", link.display())));
-            let table = format!("swarm_{tag}");
-            let listed = Command::new("nft")
-                .args(["list", "table", "ip", &table])
-                .output()
-                .unwrap();
-            left.extend(listed.status.success().then_some(table));
+            let table = table(&tag);
+            let listed = command::run("nft", &["list", "table", "ip", &table]);
+            left.extend(listed.is_ok().then_some(table));
         }
-        assert!(left.is_empty(), "left behind: {left:#?}");
+        left
     }
 }
 
-/// Of this run alone: runc keeps its state in one place for all containerds.
-fn namespace(node: &str) -> String {
-    format!("swarm-test-{}-{node}", std::process::id())
-}
-
-/// What the backend names a node's bridge and rules by.
-fn tag(node: &str) -> String {
-    tag_of(&namespace(node))
-}
-
 fn tag_of(namespace: &str) -> String {
-    images::sha256(namespace.as_bytes())
-        .chars()
-        .take(10)
-        .collect()
+    let digest = image::digest(namespace.as_bytes());
+    digest.chars().skip("sha256:".len()).take(10).collect()
 }
 
-fn runc_state(node: &str) -> PathBuf {
-    Path::new("/run/containerd/runc").join(namespace(node))
+fn bridge(tag: &str) -> String {
+    format!("swb{tag}")
 }
 
-/// A network namespace for this run.
-pub(crate) fn netns() -> String {
-    format!("swexec{}", std::process::id())
+fn table(tag: &str) -> String {
+    format!("swarm_{tag}")
 }
 
 /// Names of the nodes that tests use, for the leak check.
@@ -424,125 +306,32 @@ pub(crate) const NODES: [&str; 12] = [
     "proxy", "stale", "gone",
 ];
 
-pub(crate) struct HttpsRegistry {
-    pub(crate) port: u16,
-    pub(crate) ca: PathBuf,
-    child: std::sync::Mutex<Option<Child>>,
-}
-
-impl Drop for HttpsRegistry {
-    fn drop(&mut self) {
-        kill(&self.child);
-    }
-}
-
+/// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.
 impl Drop for Lab {
     fn drop(&mut self) {
-        if std::thread::panicking() {
-            let log = fs::read_to_string(self.path("containerd.log")).unwrap_or_default();
-            let tail: Vec<&str> = log.lines().rev().take(15).collect();
-            eprintln!(
-                "containerd's last words:\n{}",
-                tail.into_iter().rev().collect::<Vec<_>>().join("\n")
-            );
-        }
-        kill(&self.containerd);
-        kill(&self.registry);
-        let dir = self.dir.path().display().to_string();
-        // Shims outlive containerd by design: those of this containerd are named by its directory.
-        for (pid, command) in processes() {
-            if command.contains("containerd-shim") && command.contains(&dir) {
-                for child in children(pid).into_iter().chain([pid]) {
-                    let _ = nix::sys::signal::kill(
-                        nix::unistd::Pid::from_raw(child),
-                        nix::sys::signal::Signal::SIGKILL,
-                    );
-                }
-            }
-        }
-        for node in NODES {
-            let _ = fs::remove_dir_all(runc_state(node));
-            for hierarchy in fs::read_dir("/sys/fs/cgroup")
-                .into_iter()
-                .flatten()
-                .flatten()
-            {
-                let cgroup = hierarchy.path().join("swarm").join(namespace(node));
-                for task in fs::read_dir(&cgroup).into_iter().flatten().flatten() {
-                    let _ = fs::remove_dir(task.path());
-                }
-                let _ = fs::remove_dir(cgroup);
-            }
-            let _ = Command::new("ip")
-                .args(["link", "del", &format!("swb{}", tag(node))])
-                .output();
-            let table = format!("swarm_{}", tag(node));
-            let _ = Command::new("nft")
-                .args(["delete", "table", "ip", &table])
-                .output();
-        }
-        let _ = Command::new("ip").args(["netns", "del", &netns()]).output();
-        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
-        for line in mounts.lines().rev().filter(|line| line.contains(&dir)) {
-            if let Some(target) = line.split(' ').nth(4) {
-                let _ = nix::mount::umount2(target, nix::mount::MntFlags::MNT_DETACH);
-            }
+        for tag in self.tags() {
+            // There is none, but after a failure.
+            let _ = command::run("ip", &["link", "del", &bridge(&tag)]);
+            let _ = command::run("nft", &["delete", "table", "ip", &table(&tag)]);
         }
     }
-}
-
-fn kill(slot: &std::sync::Mutex<Option<Child>>) {
-    if let Some(mut child) = slot.lock().unwrap().take() {
-        let _ = child.kill();
-        let _ = child.wait();
-    }
-}
-
-pub(crate) fn processes() -> Vec<(i32, String)> {
-    let entries = fs::read_dir("/proc").unwrap().flatten();
-    entries
-        .filter_map(|entry| {
-            let pid: i32 = entry.file_name().to_str()?.parse().ok()?;
-            let command = fs::read(entry.path().join("cmdline")).ok()?;
-            Some((pid, String::from_utf8_lossy(&command).replace('\0', " ")))
-        })
-        .collect()
 }
 
 /// True while a process has exactly this command line.
 pub(crate) fn runs(command: &str) -> bool {
-    processes().iter().any(|(_, held)| held.trim() == command)
-}
-
-pub(crate) fn children(parent: i32) -> Vec<i32> {
-    let of = |pid: i32| -> Option<i32> {
-        let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit(") ").next()?.split(' ').nth(1)?.parse().ok()
-    };
-    processes()
-        .into_iter()
-        .map(|(pid, _)| pid)
-        .filter(|&pid| of(pid) == Some(parent))
-        .collect()
+    process::all()
+        .iter()
+        .any(|process| process.arguments.join(" ") == command)
 }
 
 pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
-    let begin = Instant::now();
-    while !holds() {
-        assert!(
-            begin.elapsed() < WAIT_MAX,
-            "{what}: not within {WAIT_MAX:?}"
-        );
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    ::lab::eventually(what, WAIT_MAX, || {
+        holds()
+            .then_some(())
+            .ok_or_else(|| "it does not hold".to_owned())
+    });
 }
 
 pub(crate) fn run(command: &mut Command) -> String {
-    let output = command.stdin(Stdio::null()).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8_lossy(&output.stdout).into_owned()
+    command::output(command).unwrap()
 }

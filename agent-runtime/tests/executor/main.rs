@@ -1,6 +1,6 @@
 //! Every executor backend against one suite, and containerd against what only it can show.
 //!
-//! The containerd part needs root, containerd, runc, docker-registry, nftables and
+//! The containerd part needs what a lab does (root, containerd, docker-registry, …) and
 //! busybox-static. Without them it says so and is left out, unless `CI=true`: then it fails. `SWARM_LAB=off` leaves them out too.
 
 #![allow(
@@ -63,12 +63,12 @@ async fn simulated_backend() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn containerd_backend() {
-    let Some(lab) = lab::Lab::start().await else {
+    let Some(mut lab) = lab::Lab::start() else {
         return;
     };
     suite::run(&lab.subject("suite")).await;
-    containerd::run(&lab).await;
-    crashes::run(&lab).await;
+    containerd::run(&mut lab).await;
+    crashes::run(&mut lab).await;
     network::run(&lab).await;
     lab.finish();
 }

@@ -51,6 +51,15 @@ fn server(node: &Node, id: &str, ports: Vec<pb::PortConfig>) -> TaskOrder {
     order
 }
 
+/// Gives the container a network of the node's own: `bridge` or `host`.
+fn attach(order: &mut TaskOrder, network: &str) {
+    let spec = Arc::make_mut(&mut order.task).spec.as_mut().unwrap();
+    spec.networks = vec![pb::NetworkAttachmentConfig {
+        target: network.to_owned(),
+        ..Default::default()
+    }];
+}
+
 fn ask(address: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect(address)?;
     stream.set_read_timeout(Some(Duration::from_secs(3)))?;
@@ -126,14 +135,7 @@ async fn publishes_ports(lab: &Lab) {
             "client",
             &format!("printf 'GET /name HTTP/1.0\r\n\r\n' | nc -w 5 {address} {one} | tail -n 1"),
         );
-        Arc::make_mut(&mut order.task)
-            .spec
-            .as_mut()
-            .unwrap()
-            .networks = vec![pb::NetworkAttachmentConfig {
-            target: "bridge".to_owned(),
-            ..Default::default()
-        }];
+        attach(&mut order, "bridge");
         let (exit, text) = finish(&node, order).await;
         assert_eq!((exit.code, text.trim()), (0, "server-one-l"));
     }
@@ -231,11 +233,7 @@ async fn keeps_the_nodes_loopback_to_itself(lab: &Lab) {
     spec.capability_add = vec!["NET_ADMIN".to_owned()];
     let routes = "net.ipv4.conf.all.route_localnet".to_owned();
     spec.sysctls.insert(routes, "1".to_owned());
-    let spec = Arc::make_mut(&mut order.task).spec.as_mut().unwrap();
-    spec.networks = vec![pb::NetworkAttachmentConfig {
-        target: "bridge".to_owned(),
-        ..Default::default()
-    }];
+    attach(&mut order, "bridge");
     let (_, text) = finish(&node, order).await;
     assert_eq!(text, "routed\n");
     local.set_nonblocking(true).unwrap();
@@ -247,14 +245,7 @@ async fn keeps_the_nodes_loopback_to_itself(lab: &Lab) {
 async fn shares_the_nodes_network(lab: &Lab) {
     let node = lab.subject("stale");
     let mut order = node.sh("own", "ls /sys/class/net");
-    Arc::make_mut(&mut order.task)
-        .spec
-        .as_mut()
-        .unwrap()
-        .networks = vec![pb::NetworkAttachmentConfig {
-        target: "host".to_owned(),
-        ..Default::default()
-    }];
+    attach(&mut order, "host");
     let (exit, text) = finish(&node, order).await;
     assert_eq!(exit.code, 0);
     let own = fs::read_dir("/sys/class/net").unwrap().flatten();
@@ -270,7 +261,7 @@ async fn shares_the_nodes_network(lab: &Lab) {
 }
 
 async fn lives_in_a_network_namespace(lab: &Lab) {
-    let name = lab::netns();
+    let name = lab.netns();
     lab::run(Command::new("ip").args(["netns", "add", &name]));
     let inside = |program: &str, args: &[&str]| {
         let mut command = Command::new("nsenter");
@@ -285,14 +276,7 @@ async fn lives_in_a_network_namespace(lab: &Lab) {
     node.config.node_netns = Some(format!("/run/netns/{name}").into());
     let executor = node.executor().await;
     let mut order = server(&node, "shared", vec![port(80, 80)]);
-    Arc::make_mut(&mut order.task)
-        .spec
-        .as_mut()
-        .unwrap()
-        .networks = vec![pb::NetworkAttachmentConfig {
-        target: "host".to_owned(),
-        ..Default::default()
-    }];
+    attach(&mut order, "host");
     let mut shared = running(&executor, order).await;
     assert_eq!(published(&mut shared).await, 80);
     let mut bridged = running(&executor, server(&node, "bridged", vec![port(80, 8080)])).await;

@@ -6,10 +6,13 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::time::SystemTime;
 
+use serde_json::Value;
+
 use crate::client::Client;
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::render::show::{self, Format};
 use crate::render::table::Colour;
 use crate::resolve::Naming;
 use crate::terminal::{Stream, Terminal};
@@ -82,6 +85,26 @@ impl<'a> Session<'a> {
             what: "write to stdout",
             source,
         })
+    }
+
+    /// Writes objects as a program reads them: one array, or a line of the template for each. False
+    /// where they are shown to people instead, which is the caller's.
+    pub(super) fn print_values(
+        &mut self,
+        format: &Format,
+        values: impl Iterator<Item = Value>,
+    ) -> Result<bool, Error> {
+        match format {
+            Format::Details => return Ok(false),
+            Format::Json => self.print(&[show::json(values.collect())])?,
+            Format::Template(template) => {
+                for value in values {
+                    let line = template.render(&value).map_err(Error::Template)?;
+                    self.print(&[line])?;
+                }
+            }
+        }
+        Ok(true)
     }
 
     /// Writes what is not the answer: progress and remarks.

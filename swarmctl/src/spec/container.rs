@@ -5,6 +5,7 @@ use std::net::IpAddr;
 
 use swarm_proto::pb::ContainerSpec;
 use swarm_proto::pb::container_spec::{DnsConfig, Ulimit};
+use swarm_proto::ulimit;
 
 use super::text::{FILLED, IMAGE, PATH, SETTING};
 use super::value::OOM_SCORE_ADJ;
@@ -257,29 +258,11 @@ fn signal(text: &str) -> Result<String, String> {
 }
 
 fn ulimit(text: &str) -> Result<Ulimit, String> {
-    const NAMES: &[&str] = &[
-        "as",
-        "core",
-        "cpu",
-        "data",
-        "fsize",
-        "locks",
-        "memlock",
-        "msgqueue",
-        "nice",
-        "nofile",
-        "nproc",
-        "rss",
-        "rtprio",
-        "rttime",
-        "sigpending",
-        "stack",
-    ];
     let (name, limits) = text.split_once('=').ok_or("there is no =")?;
-    if !NAMES.contains(&name) {
+    if !ulimit::NAMES.contains(&name) {
         return Err(format!(
             "unknown limit {name:?}, known are {}",
-            NAMES.join(", ")
+            ulimit::NAMES.join(", ")
         ));
     }
     let (soft, hard) = limits.split_once(':').unwrap_or((limits, limits));

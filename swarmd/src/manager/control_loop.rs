@@ -246,22 +246,22 @@ mod tests {
         state.tasks.values().filter(|t| t.node.is_some()).count()
     }
 
+    /// A node, and a service of so many tasks that fit on any.
+    async fn with_a_service(store: &Store, replicas: u64) -> ServiceId {
+        write(store, Change::CreateNode(Arc::new(testing::node(1)))).await;
+        let id = ServiceId::from_raw(1);
+        let mut spec = (*testing::spec(0, 0, replicas)).clone();
+        spec.task.reservations = Default::default();
+        let spec = Arc::new(spec);
+        write(store, Change::CreateService { id, spec }).await;
+        id
+    }
+
     #[tokio::test]
     async fn what_is_written_is_planned() {
         let mut running = start();
         let store = &running.store;
-        write(store, Change::CreateNode(Arc::new(testing::node(1)))).await;
-        let id = ServiceId::from_raw(1);
-        let mut spec = (*testing::spec(0, 0, 3)).clone();
-        spec.task.reservations = Default::default();
-        write(
-            store,
-            Change::CreateService {
-                id,
-                spec: Arc::new(spec),
-            },
-        )
-        .await;
+        let id = with_a_service(store, 3).await;
         until(store, |state| placed(state) == 3).await;
         write(store, Change::RemoveService { id }).await;
         until(store, |state| {
@@ -281,18 +281,7 @@ mod tests {
         use swarm_proto::task_state::TaskState;
         let running = start();
         let store = &running.store;
-        write(store, Change::CreateNode(Arc::new(testing::node(1)))).await;
-        let id = ServiceId::from_raw(1);
-        let mut spec = (*testing::spec(0, 0, 1)).clone();
-        spec.task.reservations = Default::default();
-        write(
-            store,
-            Change::CreateService {
-                id,
-                spec: Arc::new(spec),
-            },
-        )
-        .await;
+        with_a_service(store, 1).await;
         let state = until(store, |state| placed(state) == 1).await;
         let task = state.tasks.values().next().unwrap().id;
         let report = Report {

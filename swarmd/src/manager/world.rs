@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use swarm_proto::id::{NodeId, ServiceId, TaskId};
 use swarm_proto::pb;
-use swarm_proto::resources::{Resources, parse_generic};
+use swarm_proto::resources::parse_generic;
 use swarm_proto::service::ServiceSpec;
 use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
@@ -24,9 +24,7 @@ use swarm_proto::time::Timestamp;
 use words::{amend, words};
 
 use super::plan::{Dirty, Plan, mix, pass};
-use super::store::{
-    Change, Entry, Event, Meta, Node, NodeStatus, Report, State, Task, Text, apply,
-};
+use super::store::{Change, Entry, Event, Meta, Report, State, Task, Text, apply, testing};
 
 /// A cluster, its time, and what its next pass has to look at.
 #[derive(Debug)]
@@ -259,27 +257,8 @@ impl World {
     fn node(&mut self, name: &str, args: &str) {
         let id = node_id(name);
         self.names.insert(id, name.to_owned());
-        let node = Node {
-            id,
-            meta: Meta::default(),
-            annotations: pb::Annotations::default(),
-            desired_role: pb::NodeRole::Worker,
-            membership: pb::node_spec::Membership::Accepted,
-            availability: pb::node_spec::Availability::Active,
-            role: pb::NodeRole::Worker,
-            certificate: pb::Certificate::default(),
-            description: None,
-            resources: Resources::default(),
-            platform: swarm_proto::placement::Platform::default(),
-            status: NodeStatus {
-                state: pb::node_status::State::Unknown,
-                message: String::new(),
-                addr: String::new(),
-                since: Timestamp::ZERO,
-            },
-            failures: Vec::new(),
-        };
-        self.apply(vec![Change::CreateNode(Arc::new(node))]);
+        let node = Arc::new(testing::new_node(id));
+        self.apply(vec![Change::CreateNode(node)]);
         self.describe(name, args);
         self.node_status(name, pb::node_status::State::Ready);
         for (word, _) in words(args) {

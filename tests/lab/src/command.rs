@@ -6,7 +6,7 @@ use std::process::{Command, Stdio};
 use crate::Error;
 
 /// Runs `program` and returns its stdout; stdin is empty.
-pub(crate) fn run(program: &str, arguments: &[&str]) -> Result<String, Error> {
+pub fn run(program: &str, arguments: &[&str]) -> Result<String, Error> {
     let mut command = Command::new(program);
     command.args(arguments);
     output(&mut command)
@@ -20,7 +20,7 @@ pub(crate) fn run_line(line: &str) -> Result<String, Error> {
 }
 
 /// Runs a prepared command and returns its stdout.
-pub(crate) fn output(command: &mut Command) -> Result<String, Error> {
+pub fn output(command: &mut Command) -> Result<String, Error> {
     let result = command
         .stdin(Stdio::null())
         .output()

@@ -117,6 +117,8 @@ fn configuration(directory: &Path, state: &Path) -> String {
     let (directory, state) = (directory.display(), state.display());
     format!(
         r#"version = 2
+# As Debian's has one of its own (-999): containers must not inherit it.
+oom_score = -500
 root = "{state}/root"
 state = "{directory}/state"
 # Neither Kubernetes nor snapshotters that probe the machine for devices.

@@ -1,4 +1,4 @@
-//! Packs static binaries into OCI images, without any image-building tool.
+//! Packs static binaries into images, OCI's or Docker's, without any image-building tool.
 //!
 //! The same input gives the same digests, so pushing an unchanged image transfers nothing.
 
@@ -12,9 +12,33 @@ use serde_json::{Value, json};
 pub use crate::tar::Entry;
 use crate::{Error, command, tar};
 
-const MANIFEST_TYPE: &str = "application/vnd.oci.image.manifest.v1+json";
-const CONFIG_TYPE: &str = "application/vnd.oci.image.config.v1+json";
-const LAYER_TYPE: &str = "application/vnd.oci.image.layer.v1.tar+gzip";
+/// Media types of an image's parts: whose documents they are is told by these alone.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Format {
+    index: &'static str,
+    manifest: &'static str,
+    config: &'static str,
+    layer: &'static str,
+    compressed_layer: &'static str,
+}
+
+/// The OCI image specification's.
+pub const OCI: &Format = &Format {
+    index: "application/vnd.oci.image.index.v1+json",
+    manifest: "application/vnd.oci.image.manifest.v1+json",
+    config: "application/vnd.oci.image.config.v1+json",
+    layer: "application/vnd.oci.image.layer.v1.tar",
+    compressed_layer: "application/vnd.oci.image.layer.v1.tar+gzip",
+};
+
+/// Docker's, schema 2.
+pub const DOCKER: &Format = &Format {
+    index: "application/vnd.docker.distribution.manifest.list.v2+json",
+    manifest: "application/vnd.docker.distribution.manifest.v2+json",
+    config: "application/vnd.docker.container.image.v1+json",
+    layer: "application/vnd.docker.image.rootfs.diff.tar",
+    compressed_layer: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+};
 
 /// The user of the example image: nobody.
 const NOBODY: &str = "65534:65534";
@@ -44,6 +68,52 @@ impl Blob {
     }
 }
 
+/// A layer as it is stored.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Layer {
+    /// Digest of the archive, however it is stored.
+    diff_id: String,
+    content: Vec<u8>,
+    compressed: bool,
+}
+
+impl Layer {
+    /// A layer stored as the archive that it is.
+    pub fn plain(entries: &[Entry]) -> Result<Self, Error> {
+        let content = tar::archive(entries).ok_or_else(|| {
+            Error::Refused("an image layer has a path of more than 100 bytes".to_owned())
+        })?;
+        Ok(Self {
+            diff_id: digest(&content),
+            content,
+            compressed: false,
+        })
+    }
+
+    /// A layer stored compressed.
+    pub fn compressed(entries: &[Entry]) -> Result<Self, Error> {
+        let plain = Self::plain(entries)?;
+        Ok(Self {
+            content: gzip(&plain.content)?,
+            compressed: true,
+            ..plain
+        })
+    }
+}
+
+/// What an image is made of.
+#[derive(Debug)]
+pub struct Recipe<'a> {
+    /// Whose media types it has.
+    pub format: &'static Format,
+    /// In Go's words.
+    pub architecture: &'a str,
+    /// The `config` object of its configuration.
+    pub config: &'a Value,
+    /// Lowest first.
+    pub layers: &'a [Layer],
+}
+
 /// An image of one platform, ready to be pushed.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Image {
@@ -51,6 +121,30 @@ pub struct Image {
     pub blobs: Vec<Blob>,
     /// Names the blobs.
     pub manifest: Blob,
+    architecture: String,
+}
+
+/// What names images of several platforms, ready to be pushed after them.
+pub fn index(format: &'static Format, images: &[&Image]) -> Blob {
+    let entry = |image: &&Image| {
+        let Blob {
+            digest,
+            media_type,
+            content,
+        } = &image.manifest;
+        json!({
+            "mediaType": media_type,
+            "digest": digest,
+            "size": content.len(),
+            "platform": {"os": "linux", "architecture": image.architecture},
+        })
+    };
+    let index = json!({
+        "schemaVersion": 2,
+        "mediaType": format.index,
+        "manifests": images.iter().map(entry).collect::<Vec<_>>(),
+    });
+    Blob::new(format.index, index.to_string().into_bytes())
 }
 
 impl Image {
@@ -81,40 +175,63 @@ impl Image {
         )
     }
 
-    /// An image of layers, lowest first; `config` is the `config` object of the OCI image configuration.
+    /// An OCI image for this machine, of layers, lowest first; `config` is the `config` object of its configuration.
     pub fn new(config: &Value, layers: &[Vec<Entry>]) -> Result<Self, Error> {
-        let mut blobs = Vec::new();
-        let mut diff_ids = Vec::new();
-        for entries in layers {
-            let archive = tar::archive(entries).ok_or_else(|| {
-                Error::Refused("an image layer has a path of more than 100 bytes".to_owned())
-            })?;
-            diff_ids.push(digest(&archive));
-            blobs.push(Blob::new(LAYER_TYPE, gzip(&archive)?));
-        }
+        let layers: Vec<Layer> = layers
+            .iter()
+            .map(|entries| Layer::compressed(entries))
+            .collect::<Result<_, Error>>()?;
+        Ok(Self::of(&Recipe {
+            format: OCI,
+            architecture: architecture(),
+            config,
+            layers: &layers,
+        }))
+    }
+
+    /// An image made after a recipe.
+    pub fn of(recipe: &Recipe<'_>) -> Self {
+        let format = recipe.format;
+        let mut blobs: Vec<Blob> = recipe
+            .layers
+            .iter()
+            .map(|layer| {
+                let media_type = match layer.compressed {
+                    true => format.compressed_layer,
+                    false => format.layer,
+                };
+                Blob::new(media_type, layer.content.clone())
+            })
+            .collect();
+        let diff_ids: Vec<&str> = recipe
+            .layers
+            .iter()
+            .map(|layer| layer.diff_id.as_str())
+            .collect();
         let configuration = json!({
-            "architecture": architecture(),
+            "architecture": recipe.architecture,
             "os": "linux",
-            "config": config,
+            "config": recipe.config,
             "rootfs": {"type": "layers", "diff_ids": diff_ids},
         });
-        let configuration = Blob::new(CONFIG_TYPE, configuration.to_string().into_bytes());
+        let configuration = Blob::new(format.config, configuration.to_string().into_bytes());
         let manifest = json!({
             "schemaVersion": 2,
-            "mediaType": MANIFEST_TYPE,
+            "mediaType": format.manifest,
             "config": configuration.descriptor(),
             "layers": blobs.iter().map(Blob::descriptor).collect::<Vec<_>>(),
         });
         blobs.push(configuration);
-        Ok(Self {
+        Self {
             blobs,
-            manifest: Blob::new(MANIFEST_TYPE, manifest.to_string().into_bytes()),
-        })
+            manifest: Blob::new(format.manifest, manifest.to_string().into_bytes()),
+            architecture: recipe.architecture.to_owned(),
+        }
     }
 }
 
 /// This machine's architecture in Go's words, as images name it.
-fn architecture() -> &'static str {
+pub fn architecture() -> &'static str {
     match std::env::consts::ARCH {
         "x86_64" => "amd64",
         "aarch64" => "arm64",
@@ -122,7 +239,8 @@ fn architecture() -> &'static str {
     }
 }
 
-fn digest(content: &[u8]) -> String {
+/// As images name content: `sha256:` and 64 hexadecimal digits.
+pub fn digest(content: &[u8]) -> String {
     let sum = ring::digest::digest(&ring::digest::SHA256, content);
     let hexadecimal: String = sum
         .as_ref()

@@ -31,6 +31,10 @@ const SYSTEM_DIRECTORIES: [&str; 3] = ["/usr/sbin", "/sbin", "/usr/bin"];
 
 /// What this machine lacks for a lab, as sentences; empty when nothing is missing.
 pub fn missing() -> Vec<String> {
+    missing_of(&PROGRAMS)
+}
+
+fn missing_of(programs: &[(&str, &str)]) -> Vec<String> {
     let mut missing = Vec::new();
     if !geteuid().is_root() {
         missing.push("root".to_owned());
@@ -40,7 +44,7 @@ pub fn missing() -> Vec<String> {
         reason = "the search path is where programs are looked for"
     )]
     let path = std::env::var_os("PATH").unwrap_or_default();
-    for (program, package) in PROGRAMS {
+    for (program, package) in programs {
         let mut directories = std::env::split_paths(&path)
             .chain(SYSTEM_DIRECTORIES.iter().map(std::path::PathBuf::from));
         if !directories.any(|directory| directory.join(program).is_file()) {
@@ -50,15 +54,20 @@ pub fn missing() -> Vec<String> {
     missing
 }
 
-/// True where a lab can be built. Where it can't, says what a test leaves out; but where `CI=true`, or where nothing is
+/// True where a lab can be built; as [`available_with`].
+pub fn available(test: &str) -> bool {
+    available_with(test, &[])
+}
+
+/// True where a lab can be built and these programs are there too, each with its Debian package. Where it can't, says what a test leaves out; but where `CI=true`, or where nothing is
 /// missing but the will (`SWARM_LAB=off`), a test is not silently passed: the first panics, the second is told.
 #[expect(clippy::panic, reason = "fails the test that calls it")]
 #[expect(
     clippy::disallowed_methods,
     reason = "tests are configured by the environment"
 )]
-pub fn available(test: &str) -> bool {
-    let mut reasons = missing();
+pub fn available_with(test: &str, more: &[(&str, &str)]) -> bool {
+    let mut reasons = missing_of(&[&PROGRAMS[..], more].concat());
     if std::env::var("SWARM_LAB").is_ok_and(|value| value == "off") {
         reasons = vec!["SWARM_LAB other than off".to_owned()];
     } else if !reasons.is_empty() && std::env::var("CI").is_ok_and(|value| value == "true") {

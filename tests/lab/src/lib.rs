@@ -19,7 +19,7 @@
 //! Read next: [`lab::Lab`] for tests, [`demo`] for the demo.
 
 pub mod binaries;
-mod command;
+pub mod command;
 pub mod containerd;
 pub mod demo;
 mod error;
@@ -28,7 +28,7 @@ pub mod image;
 pub mod lab;
 pub mod network;
 pub mod node;
-mod process;
+pub mod process;
 pub mod registry;
 mod registry_client;
 pub mod site;

@@ -65,13 +65,21 @@ pub(crate) fn start(
 
 /// A process as /proc shows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Process {
-    pub(crate) pid: u32,
-    pub(crate) arguments: Vec<String>,
+pub struct Process {
+    /// Its id.
+    pub pid: u32,
+    /// Its program and what that was told.
+    pub arguments: Vec<String>,
+}
+
+/// All processes but zombies and kernel threads, which have no arguments.
+pub fn all() -> Vec<Process> {
+    let table = table().into_iter();
+    table.map(|(pid, entry)| entry.process(pid)).collect()
 }
 
 /// The lab's programs with an argument in one of the directories, and all their descendants.
-pub(crate) fn belonging_to(directories: &[PathBuf]) -> Vec<Process> {
+pub fn belonging_to(directories: &[PathBuf]) -> Vec<Process> {
     let table = table();
     let mut chosen: BTreeSet<u32> = BTreeSet::new();
     for (pid, entry) in &table {
@@ -98,15 +106,12 @@ pub(crate) fn belonging_to(directories: &[PathBuf]) -> Vec<Process> {
     table
         .into_iter()
         .filter(|(pid, _)| chosen.contains(pid))
-        .map(|(pid, entry)| Process {
-            pid,
-            arguments: entry.arguments,
-        })
+        .map(|(pid, entry)| entry.process(pid))
         .collect()
 }
 
 /// Name of the program, without its directory.
-pub(crate) fn program(arguments: &[String]) -> Option<&str> {
+pub fn program(arguments: &[String]) -> Option<&str> {
     Path::new(arguments.first()?).file_name()?.to_str()
 }
 
@@ -126,7 +131,16 @@ struct Entry {
     arguments: Vec<String>,
 }
 
-/// All processes but zombies and kernel threads, which have no arguments.
+impl Entry {
+    fn process(self, pid: u32) -> Process {
+        Process {
+            pid,
+            arguments: self.arguments,
+        }
+    }
+}
+
+/// As [`all`], with the parents.
 fn table() -> BTreeMap<u32, Entry> {
     let mut table = BTreeMap::new();
     let Ok(entries) = fs::read_dir("/proc") else {

@@ -1,10 +1,11 @@
 //! Debian's docker-registry on the lab's subnet, over HTTP and over HTTPS with a certificate of the lab's own CA.
 //!
-//! Both fronts serve the same storage; images are pushed through the first.
+//! All fronts serve the same storage; images are pushed through the first. A test may have one more, on loopback, which
+//! clients trust without TLS.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpStream};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Child;
 use std::time::Duration;
@@ -12,7 +13,7 @@ use std::time::Duration;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair, SanType};
 
-use crate::image::Image;
+use crate::image::{Blob, Image};
 use crate::site::Site;
 use crate::{Error, process, registry_client, wait};
 
@@ -28,6 +29,8 @@ pub struct Registry {
     directory: PathBuf,
     storage: PathBuf,
     address: Ipv4Addr,
+    /// Kept over a [`Registry::stop`]: image names hold it.
+    loopback: Option<SocketAddr>,
     fronts: Vec<Child>,
 }
 
@@ -38,6 +41,7 @@ impl Registry {
             directory: site.run().join("registry"),
             storage: site.state().join("registry"),
             address: site.gateway(),
+            loopback: None,
             fronts: Vec::new(),
         };
         for path in [&registry.directory, &registry.storage] {
@@ -49,7 +53,7 @@ impl Registry {
 
     /// Starts the HTTP front again after [`Registry::stop`].
     pub fn start_http(&mut self) -> Result<(), Error> {
-        self.start_front("http", HTTP_PORT, "")
+        self.start_front("http", self.at(HTTP_PORT), "")
     }
 
     /// Starts the HTTPS front; its certificate is for the lab's address.
@@ -63,7 +67,18 @@ impl Registry {
             certificate.display(),
             key.display()
         );
-        self.start_front("https", HTTPS_PORT, &tls)
+        self.start_front("https", self.at(HTTPS_PORT), &tls)
+    }
+
+    /// Starts a front on 127.0.0.1, over HTTP, and returns its `address:port`: clients speak HTTP to loopback untold.
+    pub fn start_loopback(&mut self) -> Result<String, Error> {
+        let address = match self.loopback {
+            Some(address) => address,
+            None => free_loopback_address()?,
+        };
+        self.loopback = Some(address);
+        self.start_front("loopback", address, "")?;
+        Ok(address.to_string())
     }
 
     /// Ends all fronts: connections are refused from now on.
@@ -92,39 +107,54 @@ impl Registry {
         self.directory.join("ca.crt")
     }
 
+    fn at(&self, port: u16) -> SocketAddr {
+        SocketAddr::new(IpAddr::V4(self.address), port)
+    }
+
     /// How often each blob was fetched through the HTTP front, by digest.
     pub fn fetched(&self) -> Result<BTreeMap<String, usize>, Error> {
-        let log = self.directory.join("http.log");
-        let text = fs::read_to_string(&log).map_err(Error::file("read", log))?;
         let mut fetched = BTreeMap::new();
-        for line in text.lines() {
-            // The access log: address - - [time] "GET /v2/name/blobs/sha256:… HTTP/1.1" 200 …
-            let Some((_, rest)) = line.split_once("\"GET /v2/") else {
-                continue;
-            };
-            let Some((_, rest)) = rest.split_once("/blobs/") else {
-                continue;
-            };
-            if let Some((digest, _)) = rest.split_once(' ') {
+        for path in self.got("http")? {
+            if let Some((_, digest)) = path.split_once("/blobs/") {
                 *fetched.entry(digest.to_owned()).or_default() += 1;
             }
         }
         Ok(fetched)
     }
 
+    /// How often something whose path has these words was asked for through the front on loopback.
+    pub fn asked_on_loopback(&self, words: &str) -> Result<usize, Error> {
+        let paths = self.got("loopback")?;
+        Ok(paths.iter().filter(|path| path.contains(words)).count())
+    }
+
+    /// Paths of the GET requests to a front.
+    fn got(&self, front: &str) -> Result<Vec<String>, Error> {
+        let log = self.directory.join(format!("{front}.log"));
+        let text = fs::read_to_string(&log).map_err(Error::file("read", log))?;
+        // The access log: address - - [time] "GET /v2/name/blobs/sha256:… HTTP/1.1" 200 …
+        let paths = text.lines().filter_map(|line| {
+            let (_, rest) = line.split_once("\"GET ")?;
+            rest.split(' ').next().map(str::to_owned)
+        });
+        Ok(paths.collect())
+    }
+
     /// Pushes an image and returns its full name.
     pub fn push(&self, repository: &str, tag: &str, image: &Image) -> Result<String, Error> {
-        let address = SocketAddr::new(IpAddr::V4(self.address), HTTP_PORT);
-        registry_client::push(address, repository, tag, image)?;
+        registry_client::push(self.at(HTTP_PORT), repository, tag, image)?;
         Ok(format!("{}/{repository}:{tag}", self.http()))
     }
 
-    fn start_front(&mut self, name: &str, port: u16, tls: &str) -> Result<(), Error> {
+    /// Pushes an index, whose images are there already, and returns its full name.
+    pub fn push_index(&self, repository: &str, tag: &str, index: &Blob) -> Result<String, Error> {
+        registry_client::push_manifest(self.at(HTTP_PORT), repository, tag, index)?;
+        Ok(format!("{}/{repository}:{tag}", self.http()))
+    }
+
+    fn start_front(&mut self, name: &str, address: SocketAddr, tls: &str) -> Result<(), Error> {
         let file = self.directory.join(format!("{name}.yml"));
-        let (storage, address) = (
-            self.storage.display(),
-            SocketAddr::new(IpAddr::V4(self.address), port),
-        );
+        let storage = self.storage.display();
         let text = format!(
             "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {storage}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{tls}"
         );
@@ -173,4 +203,10 @@ impl Registry {
         }
         Ok(())
     }
+}
+
+fn free_loopback_address() -> Result<SocketAddr, Error> {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .and_then(|held| held.local_addr())
+        .map_err(|error| Error::Refused(format!("127.0.0.1 has no free port: {error}")))
 }

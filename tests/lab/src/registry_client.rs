@@ -18,14 +18,24 @@ pub(crate) fn push(
     for blob in &image.blobs {
         push_blob(address, repository, blob)?;
     }
+    push_manifest(address, repository, tag, &image.manifest)
+}
+
+/// Pushes what names blobs or images that are there already.
+pub(crate) fn push_manifest(
+    address: SocketAddr,
+    repository: &str,
+    tag: &str,
+    manifest: &Blob,
+) -> Result<(), Error> {
     let path = format!("/v2/{repository}/manifests/{tag}");
     let request = Request {
         method: "PUT",
         path: &path,
-        content_type: image.manifest.media_type,
+        content_type: manifest.media_type,
     };
     request
-        .send(address, &image.manifest.content)?
+        .send(address, &manifest.content)?
         .expect(address, &request, 201)
         .map(drop)
 }

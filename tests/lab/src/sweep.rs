@@ -167,7 +167,8 @@ fn unmount(directories: &[PathBuf]) -> Result<(), Error> {
     }
 }
 
-fn runc_directories(site: &Site) -> Vec<PathBuf> {
+/// Where runc keeps its state for the site's hosts.
+pub fn runc_directories(site: &Site) -> Vec<PathBuf> {
     children(Path::new(RUNC))
         .into_iter()
         .filter(|path| is_of(site, path))
@@ -182,7 +183,7 @@ fn is_of(site: &Site, path: &Path) -> bool {
 }
 
 /// Cgroups called after the site's hosts, outermost only, in every hierarchy.
-pub(crate) fn cgroups(site: &Site) -> Vec<PathBuf> {
+pub fn cgroups(site: &Site) -> Vec<PathBuf> {
     let mut found = Vec::new();
     search_cgroups(site, Path::new(CGROUPS), CGROUP_DEPTH, &mut found);
     found

@@ -8,7 +8,7 @@ use super::super::session::Session;
 use crate::cli::{JoinRole, UpdateCluster};
 use crate::error::Error;
 use crate::render::inspect::Details;
-use crate::render::show::{self, Format};
+use crate::render::show::Format;
 use crate::render::{json, time};
 use crate::resolve::{self, cluster_name};
 use crate::spec::{DURATION, Problems, SIGNED, wire};
@@ -19,15 +19,11 @@ pub(super) async fn inspect(
     format: &Format,
 ) -> Result<(), Error> {
     let cluster = resolve::cluster(&mut session.client, name).await?;
-    let value = || json::value("docker.swarmkit.v1.Cluster", &cluster);
-    match format {
-        Format::Details => session.print(&details(&cluster).lines()),
-        Format::Json => session.print(&[show::json(vec![value()])]),
-        Format::Template(template) => {
-            let line = template.render(&value()).map_err(Error::Template)?;
-            session.print(&[line])
-        }
+    let value = json::value("docker.swarmkit.v1.Cluster", &cluster);
+    if !session.print_values(format, std::iter::once(value))? {
+        session.print(&details(&cluster).lines())?;
     }
+    Ok(())
 }
 
 fn details(cluster: &pb::Cluster) -> Details {

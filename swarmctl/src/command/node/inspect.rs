@@ -22,37 +22,25 @@ pub(super) async fn run(
     for name in &flags.nodes {
         nodes.extend(failures.note(resolve::node(&mut session.client, name).await));
     }
-    match format {
-        show::Format::Details => {
-            let kept = if flags.all {
-                task::Kept::All
-            } else {
-                task::Kept::Wanted
+    if !session.print_values(format, nodes.iter().map(value))? {
+        let kept = if flags.all {
+            task::Kept::All
+        } else {
+            task::Kept::Wanted
+        };
+        for (index, node) in nodes.iter().enumerate() {
+            let filters = pb::list_tasks_request::Filters {
+                node_ids: vec![node.id.clone()],
+                ..Default::default()
             };
-            for (index, node) in nodes.iter().enumerate() {
-                let filters = pb::list_tasks_request::Filters {
-                    node_ids: vec![node.id.clone()],
-                    ..Default::default()
-                };
-                let mut lines = if index > 0 {
-                    vec![String::new()]
-                } else {
-                    Vec::new()
-                };
-                lines.extend(details(node).lines());
-                lines.extend(task::below(session, filters, kept, flags.showing.no_trunc).await?);
-                session.print(&lines)?;
-            }
-        }
-        show::Format::Json => {
-            let values = nodes.iter().map(value).collect();
-            session.print(&[show::json(values)])?;
-        }
-        show::Format::Template(template) => {
-            for node in &nodes {
-                let line = template.render(&value(node)).map_err(Error::Template)?;
-                session.print(&[line])?;
-            }
+            let mut lines = if index > 0 {
+                vec![String::new()]
+            } else {
+                Vec::new()
+            };
+            lines.extend(details(node).lines());
+            lines.extend(task::below(session, filters, kept, flags.showing.no_trunc).await?);
+            session.print(&lines)?;
         }
     }
     failures.end()

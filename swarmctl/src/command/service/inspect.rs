@@ -10,7 +10,7 @@ use super::spec::{rollout, spec_details};
 use crate::cli::InspectService;
 use crate::error::Error;
 use crate::render::inspect::Details;
-use crate::render::show::{self, Format};
+use crate::render::show::Format;
 use crate::render::{json, time};
 use crate::resolve::{self, service_name};
 
@@ -25,21 +25,12 @@ pub(super) async fn run(
         services.extend(failures.note(resolve::service(&mut session.client, name).await));
     }
     let value = |service: &pb::Service| json::value("docker.swarmkit.v1.Service", service);
-    match format {
-        Format::Details => {
-            for (index, service) in services.iter().enumerate() {
-                if index > 0 {
-                    session.print(&[String::new()])?;
-                }
-                one(session, service, flags).await?;
+    if !session.print_values(format, services.iter().map(value))? {
+        for (index, service) in services.iter().enumerate() {
+            if index > 0 {
+                session.print(&[String::new()])?;
             }
-        }
-        Format::Json => session.print(&[show::json(services.iter().map(value).collect())])?,
-        Format::Template(template) => {
-            for service in &services {
-                let line = template.render(&value(service)).map_err(Error::Template)?;
-                session.print(&[line])?;
-            }
+            one(session, service, flags).await?;
         }
     }
     failures.end()

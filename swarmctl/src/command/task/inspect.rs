@@ -12,7 +12,7 @@ use crate::error::Error;
 use crate::render::inspect::Details;
 use crate::render::list::{Column, Cut, Format as ListFormat, Row, render};
 use crate::render::show::Format;
-use crate::render::{json, show, time};
+use crate::render::{json, time};
 use crate::resolve::{self, created, node_names, task_name};
 
 /// The earlier tasks of a slot.
@@ -34,21 +34,12 @@ pub(super) async fn run(
         tasks.extend(failures.note(resolve::task(&mut session.client, name).await));
     }
     let value = |task: &pb::Task| json::value("docker.swarmkit.v1.Task", task);
-    match format {
-        Format::Details => {
-            for (index, task) in tasks.iter().enumerate() {
-                if index > 0 {
-                    session.print(&[String::new()])?;
-                }
-                details(session, task, flags.showing.no_trunc).await?;
+    if !session.print_values(format, tasks.iter().map(value))? {
+        for (index, task) in tasks.iter().enumerate() {
+            if index > 0 {
+                session.print(&[String::new()])?;
             }
-        }
-        Format::Json => session.print(&[show::json(tasks.iter().map(value).collect())])?,
-        Format::Template(template) => {
-            for task in &tasks {
-                let line = template.render(&value(task)).map_err(Error::Template)?;
-                session.print(&[line])?;
-            }
+            details(session, task, flags.showing.no_trunc).await?;
         }
     }
     failures.end()

@@ -6,7 +6,7 @@ use swarm_proto::own;
 use super::super::session::{Failures, Session};
 use crate::cli::InspectTask;
 use crate::error::Error;
-use crate::render::show::{self, Format};
+use crate::render::show::Format;
 use crate::render::{json, table};
 use crate::resolve::{self, task_name};
 
@@ -20,28 +20,16 @@ pub(super) async fn run(
     for name in &flags.tasks {
         answers.extend(failures.note(explain(session, name).await));
     }
-    match format {
-        Format::Details => {
-            for (index, (name, answer)) in answers.iter().enumerate() {
-                let mut lines = if index > 0 {
-                    vec![String::new()]
-                } else {
-                    Vec::new()
-                };
-                lines.extend(details(session, name, answer));
-                session.print(&lines)?;
-            }
-        }
-        Format::Json => {
-            session.print(&[show::json(
-                answers.iter().map(|(_, answer)| value(answer)).collect(),
-            )])?;
-        }
-        Format::Template(template) => {
-            for (_, answer) in &answers {
-                let line = template.render(&value(answer)).map_err(Error::Template)?;
-                session.print(&[line])?;
-            }
+    let values = answers.iter().map(|(_, answer)| value(answer));
+    if !session.print_values(format, values)? {
+        for (index, (name, answer)) in answers.iter().enumerate() {
+            let mut lines = if index > 0 {
+                vec![String::new()]
+            } else {
+                Vec::new()
+            };
+            lines.extend(details(session, name, answer));
+            session.print(&lines)?;
         }
     }
     failures.end()

@@ -9,8 +9,6 @@ use swarm_proto::pb::assignment_change::AssignmentAction;
 use swarm_proto::pb::assignments_message::Type;
 use swarm_proto::pb::dispatcher_client::DispatcherClient;
 use swarm_proto::pb::dispatcher_server::DispatcherServer;
-use swarm_proto::placement::Platform;
-use swarm_proto::resources::Resources;
 use swarm_proto::service::{Mode, ServiceSpec, TaskPolicy, UpdateConfig};
 use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
@@ -26,7 +24,7 @@ use super::Dispatcher;
 use crate::ca::{PeerIdentity, Role};
 use crate::clock::{Clock, ManualClock};
 use crate::manager::authorize::{Caller, Who};
-use crate::manager::store::{Change, Meta, NewTask, Node, NodeStatus, Placement, State, Task};
+use crate::manager::store::{Change, NewTask, Placement, State, Task, testing};
 use crate::manager::writer::Store;
 
 const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
@@ -144,7 +142,7 @@ impl Bed {
             addr: None,
             description: None,
         };
-        let create = Change::CreateNode(Arc::new(node(id)));
+        let create = Change::CreateNode(Arc::new(testing::new_node(id)));
         self.write(vec![create, ready]).await;
     }
 
@@ -237,29 +235,6 @@ impl Bed {
     }
 }
 
-fn node(id: NodeId) -> Node {
-    Node {
-        id,
-        meta: Meta::default(),
-        annotations: pb::Annotations::default(),
-        desired_role: pb::NodeRole::Worker,
-        membership: pb::node_spec::Membership::Accepted,
-        availability: pb::node_spec::Availability::Active,
-        role: pb::NodeRole::Worker,
-        certificate: pb::Certificate::default(),
-        description: None,
-        resources: Resources::default(),
-        platform: Platform::default(),
-        status: NodeStatus {
-            state: pb::node_status::State::Unknown,
-            message: String::new(),
-            addr: String::new(),
-            since: Timestamp::ZERO,
-        },
-        failures: Vec::new(),
-    }
-}
-
 fn spec() -> Arc<ServiceSpec> {
     Arc::new(ServiceSpec {
         wire: Arc::new(pb::ServiceSpec {
@@ -326,7 +301,7 @@ async fn a_session_makes_a_node_ready_and_hears_of_changes() {
     let bed = Bed::new().await;
     let unknown = bed.client(N1).session(pb::SessionRequest::default()).await;
     assert_eq!(unknown.unwrap_err().code(), Code::NotFound);
-    bed.write(vec![Change::CreateNode(Arc::new(node(N1)))])
+    bed.write(vec![Change::CreateNode(Arc::new(testing::new_node(N1)))])
         .await;
     let (first, mut stream) = bed.session(N1).await;
     let stored = Arc::clone(&bed.store.view().nodes[&N1]);

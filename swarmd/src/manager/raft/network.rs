@@ -132,6 +132,16 @@ impl Peer {
         }
     }
 
+    /// Runs a call for a vote, or for the word that there would be one.
+    async fn ask_for_vote(
+        &mut self,
+        option: RPCOption,
+        call: impl Future<Output = Result<tonic::Response<own::RaftVoteResponse>, tonic::Status>>,
+    ) -> Result<VoteResponse<Types>, RpcError> {
+        let response = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
+        wire::parse_vote_response(response).map_err(network)
+    }
+
     /// The next call dials the next address.
     fn hang_up(&mut self) {
         self.client = None;
@@ -252,8 +262,7 @@ impl RaftNetworkV2<Types> for Peer {
         let mut client = self.client()?;
         let request = wire::vote_request(self.target, &request);
         let call = async move { client.vote(request).await };
-        let response = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        wire::parse_vote_response(response).map_err(network)
+        self.ask_for_vote(option, call).await
     }
 
     async fn pre_vote(
@@ -264,8 +273,7 @@ impl RaftNetworkV2<Types> for Peer {
         let mut client = self.client()?;
         let request = wire::vote_request(self.target, &request);
         let call = async move { client.pre_vote(request).await };
-        let response = self.call(RPCTypes::Vote, option.soft_ttl(), call).await?;
-        wire::parse_vote_response(response).map_err(network)
+        self.ask_for_vote(option, call).await
     }
 
     async fn full_snapshot(

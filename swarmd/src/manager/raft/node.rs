@@ -154,6 +154,15 @@ impl<M: Machine> RaftNode<M> {
         status::read(&self.raft)
     }
 
+    /// Waits until consensus stands so; each change of where it stands is looked at.
+    #[cfg(test)]
+    pub(crate) async fn until(&self, stands: impl Fn(&RaftStatus) -> bool) {
+        let mut metrics = self.raft.metrics();
+        while !stands(&self.status()) {
+            metrics.changed().await.expect("consensus goes on");
+        }
+    }
+
     /// Who takes part.
     pub fn membership(&self) -> Membership<M> {
         Membership::new(self.raft.clone())

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use openraft::Raft;
+use openraft::raft::VoteRequest;
 use swarm_proto::own;
 use swarm_proto::own::raft_server;
 use swarm_proto::own::raft_snapshot_chunk::Part;
@@ -42,6 +43,12 @@ impl<M: Machine> RaftService<M> {
         raft_server::RaftServer::new(self)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE)
+    }
+
+    /// What a candidate asks of this member.
+    fn vote_request(&self, request: own::RaftVoteRequest) -> Result<VoteRequest<Types>, Status> {
+        check_target(request.to, self.id)?;
+        wire::parse_vote_request(request).map_err(invalid)
     }
 }
 
@@ -99,9 +106,7 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
-        let request = request.into_inner();
-        check_target(request.to, self.id)?;
-        let request = wire::parse_vote_request(request).map_err(invalid)?;
+        let request = self.vote_request(request.into_inner())?;
         let response = self.raft.vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&response)))
     }
@@ -110,9 +115,7 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
-        let request = request.into_inner();
-        check_target(request.to, self.id)?;
-        let request = wire::parse_vote_request(request).map_err(invalid)?;
+        let request = self.vote_request(request.into_inner())?;
         let response = self.raft.pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&response)))
     }

@@ -46,8 +46,15 @@ pub(crate) fn spec(name: u8, template: u8, replicas: u64) -> Arc<ServiceSpec> {
 
 /// A READY, ACTIVE node.
 pub(crate) fn node(id: u8) -> Node {
+    let mut node = new_node(NodeId::from_raw(u128::from(id)));
+    node.status.state = pb::node_status::State::Ready;
+    node
+}
+
+/// An ACTIVE node before its first session.
+pub(crate) fn new_node(id: NodeId) -> Node {
     Node {
-        id: NodeId::from_raw(u128::from(id)),
+        id,
         meta: super::Meta::default(),
         annotations: pb::Annotations::default(),
         desired_role: pb::NodeRole::Worker,
@@ -59,7 +66,7 @@ pub(crate) fn node(id: u8) -> Node {
         resources: swarm_proto::resources::Resources::default(),
         platform: swarm_proto::placement::Platform::default(),
         status: NodeStatus {
-            state: pb::node_status::State::Ready,
+            state: pb::node_status::State::Unknown,
             message: String::new(),
             addr: String::new(),
             since: Timestamp::ZERO,

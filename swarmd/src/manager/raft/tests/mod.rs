@@ -15,6 +15,7 @@ use std::collections::BTreeMap;
 use std::io::{self, Read, Write};
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use openraft::RaftLogReader as _;
@@ -140,6 +141,15 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
         timing: Timing::default(),
         snapshots: SnapshotLimits::default(),
     }
+}
+
+/// Longest wait for what consensus does by itself.
+const SOON: Duration = Duration::from_secs(20);
+
+/// Waits for what has to come.
+pub(super) async fn soon<T>(coming: impl Future<Output = T>) -> T {
+    let waited = tokio::time::timeout(SOON, coming).await;
+    waited.expect("it never came")
 }
 
 pub(super) fn lines(node: &RaftNode<Ledger>) -> Vec<String> {

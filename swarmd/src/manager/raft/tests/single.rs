@@ -134,7 +134,7 @@ async fn a_snapshot_shortens_the_log_and_a_restart_starts_from_it() {
             .await
             .unwrap();
     }
-    until(|| node.status().purged > 50).await;
+    soon(node.until(|status| status.purged > 50)).await;
     assert!(node.status().snapshot >= 100);
     let expect = lines(&node);
     node.shutdown().await;
@@ -157,7 +157,7 @@ async fn large_entries_bring_a_snapshot_by_bytes() {
     for _ in 0..12 {
         node.proposer().propose(command(&line)).await.unwrap();
     }
-    until(|| node.status().snapshot > 0).await;
+    soon(node.until(|status| status.snapshot > 0)).await;
     node.shutdown().await;
 }
 
@@ -188,13 +188,4 @@ async fn a_member_that_waits_to_join_does_not_lead() {
     assert!(node.status().members.is_empty());
     assert_eq!(node.leadership().borrow().term(), None);
     node.shutdown().await;
-}
-
-/// Waits for something that is only seen by looking.
-pub(super) async fn until(mut there: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !there() {
-        assert!(Instant::now() < deadline, "it never came");
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
 }

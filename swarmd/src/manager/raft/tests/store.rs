@@ -5,8 +5,7 @@ use std::sync::Arc;
 use swarm_proto::time::Timestamp;
 
 use super::super::{PlainDialer, RaftNode, SnapshotLimits, Start};
-use super::config;
-use super::single::until;
+use super::{config, soon};
 use crate::manager::store::machine::StoreMachine;
 use crate::manager::store::snapshot::state_hash;
 use crate::manager::store::watch::Hub;
@@ -50,7 +49,7 @@ async fn the_state_is_the_same_after_a_restart_from_snapshot_and_log() {
     }
     let again = store.write(Timestamp(7), vec![new_node(7)]).await.unwrap();
     assert!(again.results[0].is_err(), "a node id twice");
-    until(|| node.status().purged > 20).await;
+    soon(node.until(|status| status.purged > 20)).await;
     let before = state_hash(&store.view());
     node.shutdown().await;
 
