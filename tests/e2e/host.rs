@@ -1,10 +1,5 @@
 //! swarmd as one process on its host: what it says to systemd, of its settings, and of what the host lacks. No containers
 //! and no root are needed.
-#![expect(
-    clippy::panic,
-    clippy::indexing_slicing,
-    reason = "a test fails by panicking"
-)]
 
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;

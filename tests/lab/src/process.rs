@@ -1,6 +1,6 @@
 //! Long-running processes: started detached, found again by the directory they are given.
 //!
-//! A process belongs to a site when it is one of [`PROGRAMS`] and one of its arguments lies in the site's
+//! A process belongs to a site when it is one of `PROGRAMS` and one of its arguments lies in the site's
 //! directories (so somebody's `tail` of a log does not); containers belong to it as descendants of the shim.
 
 use std::collections::{BTreeMap, BTreeSet};
