@@ -17,6 +17,8 @@
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use ring::digest::{SHA256, digest};
+
 use super::encryption::Dek;
 use super::error::StorageError;
 use super::files;
@@ -101,11 +103,25 @@ fn is_present(dir: &Path) -> Result<bool, StorageError> {
     }
 }
 
+/// The number with a check: with another one the manager would wait for a cluster that does not know it.
+fn id_text(id: RaftId) -> String {
+    let hash = digest(&SHA256, &id.to_be_bytes());
+    let check = hash
+        .as_ref()
+        .iter()
+        .take(4)
+        .map(|byte| format!("{byte:02x}"));
+    format!("{id} {}\n", check.collect::<String>())
+}
+
 fn read_id(path: &Path) -> Result<RaftId, StorageError> {
-    let text = std::fs::read_to_string(path).map_err(StorageError::io("read", path))?;
-    text.trim()
-        .parse()
-        .map_err(|_| StorageError::damaged(path, "the member's number".to_owned(), "it is none"))
+    let text = std::fs::read(path).map_err(StorageError::io("read", path))?;
+    let text = String::from_utf8_lossy(&text);
+    let id = text.split(' ').next().and_then(|id| id.parse().ok());
+    id.filter(|id| id_text(*id) == text).ok_or_else(|| {
+        let record = "the member's number".to_owned();
+        StorageError::damaged(path, record, "it does not match its check")
+    })
 }
 
 fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageError> {
@@ -118,7 +134,7 @@ fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageEr
     }
     files::create_dir(&new)?;
     files::create_dir(&new.join(SNAPSHOTS))?;
-    files::write_new(&new.join(ID), format!("{id}\n").as_bytes())?;
+    files::write_new(&new.join(ID), id_text(id).as_bytes())?;
     let dek = Dek::generate()?;
     dek.write_new(&new.join(DEK))?;
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.

@@ -147,6 +147,20 @@ async fn every_flipped_bit_in_the_key_is_found() {
 }
 
 #[tokio::test]
+async fn every_change_of_the_members_number_is_found() {
+    let (sample, _) = sample().await;
+    let len = std::fs::read(path_of(&sample, "id")).unwrap().len();
+    for at in 0..len {
+        let flipped = changed(&sample, "id", |bytes| bytes[at] ^= 0x01);
+        let cut = changed(&sample, "id", |bytes| bytes.truncate(at));
+        for dir in [flipped, cut] {
+            let error = open_error(dir.path());
+            assert!(error.contains("raft/id is damaged"), "{at}: {error}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_key_of_another_node_is_told_from_damage() {
     let (sample, _) = sample().await;
     let (other, _) = self::sample().await;
