@@ -112,7 +112,7 @@ pub(crate) struct Scale {
 
 #[derive(Args, Debug)]
 pub(crate) struct Create {
-    /// replicated, global, replicated-job or global-job
+    /// How many tasks there are: replicated, so many as --replicas says
     #[arg(long, default_value = "replicated", value_name = "MODE")]
     pub(crate) mode: String,
     #[command(flatten)]

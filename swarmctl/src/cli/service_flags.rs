@@ -1,4 +1,6 @@
 //! The flags that say what a service is: given whole, and single entries of its lists.
+//!
+//! Hidden ones ask for what no manager serves yet: they are known, so that the manager says so.
 
 #![allow(
     rustdoc::broken_intra_doc_links,
@@ -23,7 +25,7 @@ pub(crate) struct ServiceFlags {
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) replicas_max_per_node: Option<String>,
     /// Most tasks of a job at a time
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, hide = true)]
     pub(crate) max_concurrent: Option<String>,
     #[command(flatten, next_help_heading = "Container")]
     pub(crate) container: ContainerFlags,
@@ -72,13 +74,13 @@ pub(crate) struct ContainerFlags {
     #[arg(long = "container-label", value_name = "KEY=VALUE")]
     pub(crate) container_labels: Vec<String>,
     /// Give the container a terminal
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub(crate) tty: Option<bool>,
     /// Keep stdin open
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub(crate) open_stdin: Option<bool>,
     /// Run an init process that reaps children
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
     pub(crate) init: Option<bool>,
     /// Mount the root file system read-only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -125,31 +127,31 @@ pub(crate) struct ContainerFlags {
     #[arg(long = "dns-option", value_name = "OPTION")]
     pub(crate) dns_options: Vec<String>,
     /// Command that tells whether the container is healthy
-    #[arg(long, value_name = "COMMAND")]
+    #[arg(long, value_name = "COMMAND", hide = true)]
     pub(crate) health_cmd: Option<String>,
     /// Time between two health checks
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide = true)]
     pub(crate) health_interval: Option<String>,
     /// Longest time of one health check
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide = true)]
     pub(crate) health_timeout: Option<String>,
     /// Failures in a row that make it unhealthy
-    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, hide = true)]
     pub(crate) health_retries: Option<String>,
     /// Time to start in which failures don't count
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide = true)]
     pub(crate) health_start_period: Option<String>,
     /// Time between two health checks while starting
-    #[arg(long, value_name = "DURATION")]
+    #[arg(long, value_name = "DURATION", hide = true)]
     pub(crate) health_start_interval: Option<String>,
     /// Ignore the health check of the image
     #[arg(long, conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
     pub(crate) no_healthcheck: bool,
     /// Log driver of the tasks
-    #[arg(long, value_name = "DRIVER")]
+    #[arg(long, value_name = "DRIVER", hide = true)]
     pub(crate) log_driver: Option<String>,
     /// Option of the log driver
-    #[arg(long = "log-opt", value_name = "KEY=VALUE")]
+    #[arg(long = "log-opt", value_name = "KEY=VALUE", hide = true)]
     pub(crate) log_opts: Vec<String>,
 }
 
@@ -168,9 +170,9 @@ pub(crate) struct ReachFlags {
     #[arg(long = "tmpfs", value_name = "TARGET[:size=SIZE,mode=MODE,…]")]
     pub(crate) tmpfs: Vec<String>,
     /// Named pipe (Windows)
-    #[arg(long = "npipe", value_name = "SOURCE:TARGET")]
+    #[arg(long = "npipe", value_name = "SOURCE:TARGET", hide = true)]
     pub(crate) npipes: Vec<String>,
-    /// Publish a port, as [PUBLISHED:]TARGET[/tcp|udp|sctp] or published=8080,target=80,mode=host
+    /// Publish a port on the hosts of the tasks, as published=8080,target=80,mode=host[,protocol=udp]
     #[arg(short, long = "publish", value_name = "PORT")]
     pub(crate) publish: Vec<String>,
     /// Publish a port on the hosts of the tasks
@@ -181,9 +183,9 @@ pub(crate) struct ReachFlags {
     )]
     pub(crate) ports: Vec<String>,
     /// vip or dnsrr
-    #[arg(long, value_name = "MODE")]
+    #[arg(long, value_name = "MODE", hide = true)]
     pub(crate) endpoint_mode: Option<String>,
-    /// Network to attach to, by name or ID; host is the host's own network
+    /// Network to attach to: host is the host's own network, none has loopback only, bridge is the host's bridge
     #[arg(long = "network", value_name = "NETWORK")]
     pub(crate) networks: Vec<String>,
 }

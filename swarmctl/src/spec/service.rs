@@ -46,7 +46,14 @@ pub(crate) fn create(
         ..Default::default()
     };
     if create.flags.name.is_none() {
-        problems.push("--name: missing; give the service a name, as --name web");
+        let after_image = create
+            .positional
+            .iter()
+            .any(|word| word.starts_with("--name"));
+        problems.push(match after_image {
+            true => "--name: missing; what follows the image are the container's arguments, so flags go before it",
+            false => "--name: missing; give the service a name, as --name web",
+        });
     }
     positional(create, &mut spec, &mut problems);
     apply(&create.flags, &mut spec, client, &mut problems);

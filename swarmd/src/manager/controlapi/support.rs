@@ -6,8 +6,8 @@ use swarm_proto::{pb, unserved};
 
 use super::error::Error;
 
-/// The network that is there.
-const HOST_NETWORK: &str = "host";
+/// The networks that are there: the node's own, a sandbox with loopback only, and the node's bridge.
+const NETWORKS: [&str; 3] = ["host", "none", "bridge"];
 
 /// Bytes of a spec (SwarmKit's limit of one transaction). Every task of a service is sent with it, and a message to a
 /// node has room for 4 MiB.
@@ -72,13 +72,15 @@ fn of_service(wire: &pb::ServiceSpec) -> Vec<FieldError> {
     }
     let networks = |field: &str, networks: &[pb::NetworkAttachmentConfig]| {
         let others = networks.iter().enumerate();
-        let others = others.filter(|(_, network)| network.target != HOST_NETWORK);
+        let others = others.filter(|(_, network)| !NETWORKS.contains(&network.target.as_str()));
         others
             .map(|(i, network)| {
                 let target = &network.target;
                 FieldError {
                     field: format!("{field}[{i}]"),
-                    reason: format!("network {target:?} is not supported yet; use host or none"),
+                    reason: format!(
+                        "network {target:?} is not supported yet; use host, none or bridge"
+                    ),
                 }
             })
             .collect::<Vec<_>>()
