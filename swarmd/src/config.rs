@@ -316,11 +316,14 @@ impl Cli {
     /// # Errors
     /// One line a mistake, each naming the flag, the value and the way out.
     pub fn config(&self) -> Result<Config, ConfigErrors> {
-        let file = match &self.config {
-            Some(path) => read_file(path).map_err(|e| ConfigErrors(vec![e]))?,
-            None => Settings::default(),
-        };
-        let errors = self.unserved.errors();
+        let mut errors = self.unserved.errors();
+        // A file that can't be read does not hide what else is wrong.
+        let file = self.config.as_deref().map(read_file).transpose();
+        let file = file.unwrap_or_else(|error| {
+            errors.push(error);
+            None
+        });
+        let file = file.unwrap_or_default();
         check(self.settings.clone().over(file), errors)
     }
 }
@@ -446,6 +449,24 @@ fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigErrors> {
         None,
         |v| host_port(v).map(Some),
     );
+    let registry_ca =
+        c.parse(
+            "registry-ca",
+            s.registry_ca.as_deref(),
+            None,
+            |v| match std::fs::read_to_string(v) {
+                Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => {
+                    Ok(Some(PathBuf::from(v)))
+                }
+                Ok(_) => Err("holds no certificate; must be a PEM file".to_owned()),
+                Err(error) => Err(format!("can't be read: {error}")),
+            },
+        );
+    for registry in s.insecure_registry.iter().filter(|r| r.contains("://")) {
+        c.errors.push(format!(
+            "--insecure-registry {registry:?}: must be host, host:port, address or CIDR, without a scheme"
+        ));
+    }
     let hostname = c.parse("hostname", s.hostname.as_deref(), None, |v| {
         hostname(v).map(Some)
     });
@@ -490,7 +511,7 @@ fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigErrors> {
         containerd_namespace: namespace,
         executor,
         insecure_registries: s.insecure_registry,
-        registry_ca: s.registry_ca.map(PathBuf::from),
+        registry_ca,
         hostname,
         availability,
         advertise_remote_api: advertise,

@@ -68,6 +68,10 @@ fn every_mistake_is_reported_at_once() {
         ("--log-level", "loud"),
         ("--log-format", "xml"),
         ("--engine-label", "novalue"),
+        ("--registry-ca", "/nonexistent/ca.pem"),
+        ("--insecure-registry", "http://registry"),
+        ("--config", "/nonexistent/swarmd.yaml"),
+        ("--unlock-key", "SWMKEY-1-x"),
     ];
     let args: Vec<String> = wrong
         .iter()
@@ -116,6 +120,41 @@ fn a_file_with_a_key_nobody_knows_is_refused() {
         .unwrap_err()
         .to_string();
     assert!(missing.contains("/nonexistent/swarmd.yaml"), "{missing}");
+}
+
+#[test]
+fn a_files_error_shows_no_line_of_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("swarmd.yaml");
+    for text in [
+        "join-token: SWMTKN-1-very-secret\nhostname: [a]\n",
+        "join-token: [SWMTKN-1-very-secret]\n",
+        "join-token: {SWMTKN-1-very-secret\n",
+    ] {
+        std::fs::write(&path, text).unwrap();
+        let error = config(&["--config", path.to_str().unwrap()]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("swarmd.yaml"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}
+
+#[test]
+fn a_token_that_is_given_replaces_the_files_in_either_form() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, file) = (dir.path().join("swarmd.yaml"), dir.path().join("token"));
+    std::fs::write(&path, "join-addr: m:4242\njoin-token-file: /nonexistent\n").unwrap();
+    std::fs::write(&file, token()).unwrap();
+    let path = path.to_str().unwrap();
+    let joined = config(&["--config", path, "--join-token", &token()]).unwrap();
+    assert!(joined.join.is_some());
+    let joined = config(&[
+        "--config",
+        path,
+        "--join-token-file",
+        file.to_str().unwrap(),
+    ]);
+    assert!(joined.unwrap().join.is_some());
 }
 
 #[test]

@@ -76,18 +76,20 @@ async fn tasks(
     flags: &PsService,
     list: task::List,
 ) -> Result<(), Error> {
-    let mut service_ids = Vec::new();
+    let (mut service_ids, mut failures) = (Vec::new(), Failures::default());
     for name in &flags.services {
-        service_ids.push(resolve::service(&mut session.client, name).await?.id);
+        let found = resolve::service(&mut session.client, name).await;
+        service_ids.extend(failures.note(found).map(|service| service.id));
     }
-    list.run(
-        session,
-        pb::list_tasks_request::Filters {
+    // Without an id all tasks would be listed.
+    if !service_ids.is_empty() {
+        let filters = pb::list_tasks_request::Filters {
             service_ids,
             ..Default::default()
-        },
-    )
-    .await
+        };
+        list.run(session, filters).await?;
+    }
+    failures.end()
 }
 
 async fn remove(session: &mut Session<'_>, names: &[String]) -> Result<(), Error> {
