@@ -63,7 +63,7 @@ pub enum Command {
         #[arg(long, short)]
         force: bool,
     },
-    /// Say what this host lacks for these settings, and how to get it; changes nothing
+    /// Say what this host lacks for these settings, and how to get it
     #[command(
         after_help = "Settings are given as for running: swarmd --engine-addr unix:///run/c.sock doctor\n\n\
         Exit codes: 0 nothing is missing, 1 something is, 2 wrong settings"

@@ -1,6 +1,6 @@
 //! `swarmd doctor`: what this host lacks for the settings it is given, and how to get it.
 //!
-//! It looks, and changes nothing: also beside a swarmd that runs.
+//! It looks, also beside a swarmd that runs. Its trial of the network leaves nothing but kernel modules that it loaded.
 
 #![expect(
     clippy::print_stdout,
@@ -62,7 +62,7 @@ pub(crate) async fn run(config: &Config) -> bool {
     let missing = missing.count();
     if missing > 0 {
         println!(
-            "{} missing: tasks can't run here yet",
+            "{} missing: this node can't do its work yet",
             swarm_proto::amount::count(missing as u64, "thing")
         );
     }

@@ -83,9 +83,9 @@ impl Service for Operator {
         let state = store
             .read()
             .await
-            .map_err(|e| Status::unavailable(e.to_string()))?;
+            .map_err(crate::manager::controlapi::Error::from)?;
         let task = state.tasks.get(&id).ok_or_else(not_found)?;
-        let now = self.security.clock().now();
+        let now = store.time(self.security.clock());
         Ok(Response::new(crate::manager::scheduler::explain::explain(
             &state, task, now,
         )))

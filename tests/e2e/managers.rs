@@ -1,11 +1,15 @@
 //! Several managers: joining, the loss of the leader, roles that change.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::net::TcpListener;
+use std::path::Path;
 
 use harness::cluster::{Cluster, LIMIT};
 use harness::lab::eventually;
 use harness::lab::lab::available;
 use harness::lab::node::Output;
+use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::Signal;
 
 /// Exit code of swarmctl where no leader answers.
@@ -157,6 +161,17 @@ fn an_orderly_stop_hands_over(cluster: &mut Cluster) {
     cluster.wait_running("web", 2, LIMIT);
 }
 
+/// A listener on a host, held by the test.
+fn listen_on(netns: &Path, port: u16) -> TcpListener {
+    let netns = File::open(netns).unwrap();
+    // A namespace belongs to a thread; the socket stays where it was made.
+    let bound = std::thread::spawn(move || {
+        setns(netns, CloneFlags::CLONE_NEWNET).unwrap();
+        TcpListener::bind(("0.0.0.0", port)).unwrap()
+    });
+    bound.join().unwrap()
+}
+
 #[test]
 fn containerd_roles_change_and_no_container_notices() {
     if !available("promotion and demotion") {
@@ -166,7 +181,18 @@ fn containerd_roles_change_and_no_container_notices() {
     cluster.create_web("web", 2, &[]);
     let before = cluster.wait_running("web", 2, LIMIT);
 
+    // A worker whose manager port somebody has goes on with its tasks, and is a manager once the port is free.
+    let taken = listen_on(&cluster.node("n2").host.netns_path(), 4242);
     persist(&cluster, "n1", &["node", "promote", "n2"]).ok();
+    eventually("n2 says what is in its way", LIMIT, || {
+        let log = cluster.node("n2").log_tail(20);
+        match log.contains("can't be a manager yet") {
+            true => Ok(()),
+            false => Err(log),
+        }
+    });
+    assert_eq!(cluster.running("web"), before);
+    drop(taken);
     wait_managers(&cluster, "n1", &["n1", "n2"]);
     eventually("n2 answers as a manager", LIMIT, || {
         managers(&cluster, "n2").map(drop)

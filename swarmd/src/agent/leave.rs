@@ -114,8 +114,12 @@ async fn ask(channel: Channel, config: &AgentConfig) -> Result<(), String> {
     let asking = client.leave_cluster(LeaveClusterRequest {});
     match config.clock.timeout(REQUEST_LIMIT, asking).await {
         Ok(Ok(_)) => Ok(()),
-        // It is no part of the cluster any more: there is nobody left to tell.
-        Ok(Err(status)) if matches!(status.code(), Code::PermissionDenied | Code::NotFound) => {
+        // It is no part of the cluster any more: there is nobody left to tell. A refusal may also be of the manager that
+        // was asked, so it has to name this node.
+        Ok(Err(status))
+            if matches!(status.code(), Code::PermissionDenied | Code::NotFound)
+                && status.message().contains(&config.node.id) =>
+        {
             Ok(())
         }
         Ok(Err(status)) => Err(status.message().to_owned()),

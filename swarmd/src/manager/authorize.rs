@@ -80,6 +80,12 @@ impl Caller {
         }
     }
 
+    /// Without a certificate that counts, and not on the control socket.
+    #[must_use]
+    pub fn is_anonymous(&self) -> bool {
+        matches!(self.who, Who::Nobody { .. })
+    }
+
     /// The certificate that came with the request, whether it counts or not: for deciding about a
     /// new one.
     #[must_use]

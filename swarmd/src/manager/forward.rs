@@ -15,9 +15,9 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::Either;
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use swarm_proto::id::NodeId;
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -26,13 +26,21 @@ use tower::{Layer, Service, ServiceExt as _};
 
 use super::authorize::{Caller, is_leaders};
 use super::raft::{Leadership, Member, RaftId};
+use super::server::MESSAGE_MAX;
 use crate::ca::{ConnectError, SecurityConfig, connect_lazy};
 
 /// How long a request waits for a leader: some elections.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
 
-/// Bytes of a request that is sent on: more than a message may have, which the leader refuses with the limit named.
-const REQUEST_BYTES_MAX: usize = 64 << 20;
+/// Bytes of a request that is sent on: a message and its frame.
+const REQUEST_BYTES_MAX: usize = MESSAGE_MAX + 5;
+/// The same for who has no certificate and asks for one.
+const ANONYMOUS_BYTES_MAX: usize = 64 << 10;
+/// Requests of each of the two kinds that are held at one time; others wait. At most 128 MiB and 16 MiB.
+const HELD_MAX: usize = 32;
+const ANONYMOUS_HELD_MAX: usize = 256;
+/// Time for a request to come in.
+const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Pause before a request goes again, where nothing has changed until then.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Marks an answer that says: not carried out here, for this manager does not lead.
@@ -52,6 +60,8 @@ pub(crate) struct Forwarder {
     leadership: watch::Receiver<Leadership>,
     /// The connection to the leader that was known last.
     route: Mutex<Option<Route>>,
+    held: Semaphore,
+    anonymous_held: Semaphore,
 }
 
 /// A connection to one leader. It reconnects by itself.
@@ -81,6 +91,8 @@ impl Forwarder {
             security,
             leadership,
             route: Mutex::new(None),
+            held: Semaphore::new(HELD_MAX),
+            anonymous_held: Semaphore::new(ANONYMOUS_HELD_MAX),
         }
     }
 
@@ -178,7 +190,10 @@ impl Forwarder {
         answered.map_err(|error| {
             self.give_up(&route);
             match ConnectError::find(&error) {
-                Some(reason) => turn_away(Status::unavailable(reason.to_string())),
+                Some(reason) if reason.is_transient() => {
+                    turn_away(Status::unavailable(reason.to_string()))
+                }
+                Some(reason) => Status::unavailable(reason.to_string()),
                 None => Status::unavailable(
                     "the connection to the leader broke, and whether it has done what was asked is not known",
                 ),
@@ -199,9 +214,24 @@ impl Forwarder {
         let clock = self.security.clock();
         let until = clock.monotonic().after(LEADER_WAIT);
         let (parts, body) = request.into_parts();
-        let whole = Limited::new(body, REQUEST_BYTES_MAX).collect().await;
-        let Ok(whole) = whole.map(http_body_util::Collected::to_bytes) else {
-            return Ok(Status::aborted("the request was cut off, or is too large").into_http());
+        let (limit, room) = match caller.is_anonymous() {
+            true => (ANONYMOUS_BYTES_MAX, &self.anonymous_held),
+            false => (REQUEST_BYTES_MAX, &self.held),
+        };
+        // The semaphore is never closed.
+        let _place = room.acquire().await;
+        let whole = Limited::new(body, limit).collect();
+        let whole = match clock.timeout(REQUEST_LIMIT, whole).await {
+            Ok(Ok(whole)) => whole.to_bytes(),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => {
+                let text = format!("the request is larger than {limit} bytes");
+                return Ok(Status::out_of_range(text).into_http());
+            }
+            Ok(Err(_)) => return Ok(Status::aborted("the request was cut off").into_http()),
+            Err(elapsed) => {
+                let text = format!("the request did not come in: {elapsed}");
+                return Ok(Status::deadline_exceeded(text).into_http());
+            }
         };
         loop {
             let mut leadership = self.leadership.clone();

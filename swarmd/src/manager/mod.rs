@@ -284,24 +284,6 @@ pub(crate) struct Duties {
 }
 
 impl Duties {
-    /// Waits until the state here holds every write that was acknowledged. False when this manager leads no more by then,
-    /// or stops.
-    async fn catch_up(&self, term: u64, cancel: &CancellationToken) -> bool {
-        let mut leadership = self.leadership.clone();
-        let caught_up = async {
-            while let Err(error) = self.store.read().await {
-                tracing::debug!(%error, "the new leader is not up to date yet");
-                self.clock.sleep(DUTY_PAUSE).await;
-            }
-        };
-        tokio::select! {
-            biased;
-            () = cancel.cancelled() => false,
-            _ = leadership.wait_for(|now| now.term() != Some(term)) => false,
-            () = caught_up => true,
-        }
-    }
-
     /// Does it while this manager leads, until cancelled.
     pub(crate) async fn run(mut self, cancel: CancellationToken) {
         loop {
@@ -310,14 +292,6 @@ impl Duties {
             let mut duties = JoinSet::new();
             if let Some(term) = term {
                 tracing::info!(term, "this manager leads");
-                // Who has just been elected may have applied less than was acknowledged: on such a view it would undo
-                // what was decided since.
-                if !self.catch_up(term, &cancel).await {
-                    if cancel.is_cancelled() || self.leadership.has_changed().is_err() {
-                        return;
-                    }
-                    continue;
-                }
                 let (store, clock) = (self.store.clone(), self.clock.clone());
                 let pass = control_loop::run(store, clock, seed(), stop.clone());
                 duties.spawn(async move {

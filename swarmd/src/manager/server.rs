@@ -17,7 +17,7 @@ use super::health::HealthServer;
 use crate::operator::Operator;
 
 /// Largest message taken from anyone: SwarmKit's limit.
-const MESSAGE_MAX: usize = 4 << 20;
+pub(crate) const MESSAGE_MAX: usize = 4 << 20;
 /// Bytes a client may send on one stream before it waits for us: a batch of statuses goes out at once
 /// instead of in pieces of 64 KiB (HTTP/2's default), a round trip each.
 const STREAM_WINDOW: u32 = 1 << 20;

@@ -3,8 +3,7 @@
 //! A write is a list of changes; it comes back when it is applied, with one result a change. The
 //! implementation behind it is the Raft proposer; tests use [`MemoryDoor`].
 
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use swarm_proto::time::Timestamp;
@@ -13,7 +12,7 @@ use super::raft::{Command, ProposeError, Proposer};
 use super::store::machine::StoreMachine;
 use super::store::watch::Hub;
 use super::store::{Applied, Change, Entry, Rejected, State, apply, codec};
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 
 /// What became of a write.
 #[derive(Debug, Clone)]
@@ -130,8 +129,37 @@ const CLOCK_BACK_MAX: Duration = Duration::from_secs(1);
 pub struct Store {
     door: Arc<dyn WriteDoor>,
     hub: Hub,
-    /// Nanoseconds by which the cluster's time is ahead of this manager's clock.
-    ahead: Arc<AtomicU64>,
+    ahead: Arc<Mutex<Ahead>>,
+}
+
+/// By how much the cluster's time is ahead of this manager's clock.
+#[derive(Debug, Default)]
+struct Ahead {
+    by: Duration,
+    /// The clock, wall and monotonic, when it was asked last.
+    last: Option<(Timestamp, Monotonic)>,
+}
+
+impl Ahead {
+    /// The cluster's time is at least `known`; what is the time now?
+    fn time(&mut self, known: Timestamp, (wall, monotonic): (Timestamp, Monotonic)) -> Timestamp {
+        if let Some((last_wall, last_monotonic)) = self.last.replace((wall, monotonic)) {
+            // A clock that is put right makes up itself for what it lacked.
+            let gained = wall.since(last_wall);
+            let gained = gained.saturating_sub(monotonic.since(last_monotonic));
+            if gained > CLOCK_BACK_MAX {
+                self.by = self.by.saturating_sub(gained);
+            }
+        }
+        if known.since(wall.after(self.by)) > CLOCK_BACK_MAX {
+            self.by = known.since(wall);
+            tracing::warn!(
+                lacking = ?self.by,
+                "this manager's clock is behind the cluster's time; is it synchronised? Delays go by the cluster's time"
+            );
+        }
+        wall.after(self.by)
+    }
 }
 
 impl Store {
@@ -183,26 +211,18 @@ impl Store {
     pub fn time(&self, clock: &Clock) -> Timestamp {
         // The clock is read last: what was written here before was written by an earlier reading of it.
         let known = self.hub.view().now;
-        let wall = clock.now();
-        let ahead = Duration::from_nanos(self.ahead.load(Ordering::Relaxed));
-        let now = wall.after(ahead);
-        if known.since(now) <= CLOCK_BACK_MAX {
-            return now;
-        }
-        let lacking = known.since(wall);
-        let nanos = u64::try_from(lacking.as_nanos()).unwrap_or(u64::MAX);
-        self.ahead.fetch_max(nanos, Ordering::Relaxed);
-        tracing::warn!(
-            ?lacking,
-            "this manager's clock is behind the cluster's time; is it synchronised? Delays go by the cluster's time"
-        );
-        wall.after(lacking)
+        let mut ahead = self.ahead();
+        ahead.time(known, (clock.now(), clock.monotonic()))
     }
 
     /// The wall time at which the cluster's time will be `at`.
     #[must_use]
     pub fn wall_time(&self, at: Timestamp) -> Timestamp {
-        at.before(Duration::from_nanos(self.ahead.load(Ordering::Relaxed)))
+        at.before(self.ahead().by)
+    }
+
+    fn ahead(&self) -> MutexGuard<'_, Ahead> {
+        self.ahead.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Writes changes. `now` is the cluster's time ([`Self::time`]), or was when they were planned.
@@ -233,5 +253,33 @@ impl WriteDoor for MemoryDoor {
 
     async fn read_barrier(&self) -> Result<(), WriteError> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn a_clock_that_is_put_right_takes_the_time_no_further() {
+        let hour = Duration::from_secs(3600);
+        let start = Timestamp::from_millis(1_700_000_000_000);
+        let (clock, hand) = Clock::manual(start);
+        let store = Store::in_memory();
+        store.write(store.time(&clock), Vec::new()).await.unwrap();
+        hand.set_wall(start.before(hour));
+        assert_eq!(store.time(&clock), start, "no step back");
+        hand.advance(Duration::from_secs(5));
+        let later = start.after(Duration::from_secs(5));
+        assert_eq!(store.time(&clock), later, "and it goes on");
+        assert_eq!(store.wall_time(later), later.before(hour));
+        hand.set_wall(later);
+        assert_eq!(store.time(&clock), later, "nor forward");
+        hand.set_wall(later.after(hour));
+        assert_eq!(
+            store.time(&clock),
+            later.after(hour),
+            "it follows the clock"
+        );
     }
 }

@@ -249,11 +249,14 @@ impl Running {
                     let left = tokio::select! {
                         biased;
                         () = &mut running => return Ok(End::Stopped),
-                        () = late(&self.clock, &self.asked) => return Ok(End::Stopped),
-                        left = leave(&self.agent, order, manager) => left,
+                        () = self.asked.cancelled() => None,
+                        left = leave(&self.agent, order, manager) => Some(left),
                     };
-                    if left {
-                        return Ok(End::Left);
+                    match left {
+                        Some(true) => return Ok(End::Left),
+                        Some(false) => {}
+                        // The agent still has to write down what it knows.
+                        None => cancel.cancel(),
                     }
                 }
             }
@@ -266,7 +269,8 @@ impl Running {
         manager: Option<Manager>,
         end: Result<End, NodeError>,
     ) -> Result<End, NodeError> {
-        if let Some(manager) = &manager {
+        // Where the node was asked to stop that is done.
+        if let Some(manager) = manager.as_ref().filter(|_| !self.asked.is_cancelled()) {
             manager.hand_over().await;
         }
         self.cancel.cancel();

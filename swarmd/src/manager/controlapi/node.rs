@@ -118,7 +118,8 @@ impl ControlApi {
             .as_ref()
             .map(|c| c.node_cert_expiry())
             .unwrap_or_default();
-        let refused_until = self.clock.now().after(life).after(REFUSAL_GRACE);
+        let now = self.store.time(&self.clock);
+        let refused_until = now.after(life).after(REFUSAL_GRACE);
         self.write(Change::RemoveNode {
             id,
             force: request.force,

@@ -127,6 +127,15 @@ impl Iterator for Messages<'_> {
         if events.is_empty() {
             return None;
         }
+        // What nobody wants makes no message more.
+        let unwanted = |event| {
+            !Seen::of(event).is_some_and(|seen| seen.is_asked_for(self.request, &self.commit.state))
+        };
+        while let Some((event, rest)) = self.rest.split_first()
+            && unwanted(event)
+        {
+            self.rest = rest;
+        }
         let index = match self.rest {
             [] => self.commit.version,
             [_, ..] => self.commit.version.saturating_sub(1),
@@ -221,12 +230,7 @@ impl<'a> Seen<'a> {
         request: &pb::WatchRequest,
         renderer: &mut TaskRenderer<'_>,
     ) -> Option<pb::watch_message::Event> {
-        let entries = &request.entries;
-        if !entries.is_empty()
-            && !entries
-                .iter()
-                .any(|entry| self.is_wanted(entry, renderer.state()))
-        {
+        if !self.is_asked_for(request, renderer.state()) {
             return None;
         }
         let mut wire = |object: Object<'_>| pb::Object {
@@ -239,6 +243,11 @@ impl<'a> Seen<'a> {
             object: Some(wire(self.object)),
             old_object: old.map(wire),
         })
+    }
+
+    fn is_asked_for(&self, request: &pb::WatchRequest, state: &State) -> bool {
+        let entries = &request.entries;
+        entries.is_empty() || entries.iter().any(|entry| self.is_wanted(entry, state))
     }
 
     fn is_wanted(&self, entry: &pb::watch_request::WatchEntry, state: &State) -> bool {

@@ -46,7 +46,8 @@ pub(super) fn create_node(txn: &mut Txn<'_>, at: At, node: &Node) -> Result<(), 
         return Err(Rejected::Conflict {
             kind: "node",
             name: node.id.to_string(),
-            reason: "was removed from the cluster; delete its state dir and join again".to_owned(),
+            reason: "was removed from the cluster; `swarmd leave` on it lets it join again"
+                .to_owned(),
         });
     }
     let mut node = node.clone();
