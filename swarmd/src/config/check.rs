@@ -1,0 +1,294 @@
+//! From settings as text to valid ones: every value is looked at, and every mistake is noted.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings};
+use crate::ca::token::JoinToken;
+
+/// Collects mistakes while values are checked.
+#[derive(Debug)]
+struct Check {
+    errors: Vec<String>,
+}
+
+impl Check {
+    /// The value, parsed; a mistake is noted and the default stands in until all are reported.
+    fn parse<T>(
+        &mut self,
+        flag: &str,
+        value: Option<&str>,
+        default: T,
+        parse: impl Fn(&str) -> Result<T, String>,
+    ) -> T {
+        let Some(value) = value else { return default };
+        match parse(value) {
+            Ok(parsed) => parsed,
+            Err(reason) => {
+                self.errors.push(format!("--{flag} {value:?}: {reason}"));
+                default
+            }
+        }
+    }
+}
+
+#[expect(clippy::too_many_lines, reason = "one paragraph a setting")]
+pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigErrors> {
+    use swarm_proto::pb::node_spec::Availability;
+    let mut c = Check { errors };
+    let log_level = c.parse(
+        "log-level",
+        s.log_level.as_deref(),
+        "info".to_owned(),
+        log_level,
+    );
+    let log_json = c.parse("log-format", s.log_format.as_deref(), false, |v| match v {
+        "text" => Ok(false),
+        "json" => Ok(true),
+        _ => Err("must be text or json".to_owned()),
+    });
+    let executor = c.parse(
+        "executor",
+        s.executor.as_deref(),
+        ExecutorKind::Containerd,
+        |v| match v {
+            "containerd" => Ok(ExecutorKind::Containerd),
+            "simulated" => Ok(ExecutorKind::Simulated),
+            "none" => Ok(ExecutorKind::None),
+            _ => Err("must be containerd, simulated or none".to_owned()),
+        },
+    );
+    let availability = c.parse(
+        "availability",
+        s.availability.as_deref(),
+        Availability::Active,
+        |v| match v {
+            "active" => Ok(Availability::Active),
+            "pause" => Ok(Availability::Pause),
+            "drain" => Ok(Availability::Drain),
+            _ => Err("must be active, pause or drain".to_owned()),
+        },
+    );
+    let any = SocketAddr::from(([0, 0, 0, 0], DEFAULT_PORT));
+    let listen = c.parse(
+        "listen-remote-api",
+        s.listen_remote_api.as_deref(),
+        any,
+        socket_addr,
+    );
+    let advertise = c.parse(
+        "advertise-remote-api",
+        s.advertise_remote_api.as_deref(),
+        None,
+        |v| host_port(v).map(Some),
+    );
+    let registry_ca =
+        c.parse(
+            "registry-ca",
+            s.registry_ca.as_deref(),
+            None,
+            |v| match std::fs::read_to_string(v) {
+                Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => {
+                    Ok(Some(PathBuf::from(v)))
+                }
+                Ok(_) => Err("holds no certificate; must be a PEM file".to_owned()),
+                Err(error) => Err(format!("can't be read: {error}")),
+            },
+        );
+    for registry in s.insecure_registry.iter().filter(|r| r.contains("://")) {
+        c.errors.push(format!(
+            "--insecure-registry {registry:?}: must be host, host:port, address or CIDR, without a scheme"
+        ));
+    }
+    let hostname = c.parse("hostname", s.hostname.as_deref(), None, |v| {
+        hostname(v).map(Some)
+    });
+    let engine = "unix:///run/containerd/containerd.sock".to_owned();
+    let engine_addr = c.parse("engine-addr", s.engine_addr.as_deref(), engine, engine_addr);
+    let namespace = c.parse(
+        "containerd-namespace",
+        s.containerd_namespace.as_deref(),
+        None,
+        |v| namespace(v).map(Some),
+    );
+    let generic = c.parse(
+        "generic-node-resources",
+        s.generic_node_resources.as_deref(),
+        std::collections::BTreeMap::new(),
+        |v| swarm_proto::resources::parse_generic(v).map_err(|e| e.to_string()),
+    );
+    let heartbeat = c.parse("heartbeat-tick", s.heartbeat_tick.as_deref(), 1, ticks);
+    let election = c.parse("election-tick", s.election_tick.as_deref(), 10, ticks);
+    if election <= heartbeat {
+        c.errors.push(format!(
+            "--election-tick {election}: must be greater than --heartbeat-tick {heartbeat}"
+        ));
+    }
+    let join = check_join(&mut c, &s);
+    let engine_labels = check_labels(&mut c, &s.engine_label);
+    let state_dir = PathBuf::from(s.state_dir.unwrap_or_else(|| "/var/lib/swarmd".to_owned()));
+    let control = s
+        .listen_control_api
+        .unwrap_or_else(|| "/var/run/swarmd.sock".to_owned());
+    if !c.errors.is_empty() {
+        return Err(ConfigErrors(c.errors));
+    }
+    Ok(Config {
+        log_level,
+        log_json,
+        state_dir,
+        join,
+        join_addr: s.join_addr,
+        force_new_cluster: s.force_new_cluster,
+        engine_addr,
+        containerd_namespace: namespace,
+        executor,
+        insecure_registries: s.insecure_registry,
+        registry_ca,
+        hostname,
+        availability,
+        advertise_remote_api: advertise,
+        listen_remote_api: listen,
+        listen_control_api: PathBuf::from(control),
+        generic_resources: generic,
+        engine_labels,
+        heartbeat_ticks: heartbeat,
+        election_ticks: election,
+    })
+}
+
+fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
+    let token = match (&s.join_token, &s.join_token_file) {
+        (Some(_), Some(_)) => {
+            c.errors
+                .push("--join-token and --join-token-file: give one of them".to_owned());
+            return None;
+        }
+        (Some(token), None) => Some(token.clone()),
+        (None, Some(file)) => match std::fs::read_to_string(file) {
+            Ok(text) => Some(text),
+            Err(e) => {
+                c.errors
+                    .push(format!("--join-token-file {file}: can't be read: {e}"));
+                return None;
+            }
+        },
+        (None, None) => None,
+    };
+    let parsed = token.map(|t| t.trim().parse::<JoinToken>());
+    let token = match parsed {
+        // The value is a secret: the message names the flag alone.
+        Some(Err(e)) => {
+            c.errors.push(format!("--join-token: {e}"));
+            None
+        }
+        Some(Ok(token)) => Some(token),
+        None => None,
+    };
+    let addr = c.parse("join-addr", s.join_addr.as_deref(), None, |v| {
+        host_port(v).map(Some)
+    });
+    match (addr, token) {
+        (Some(addr), Some(token)) => Some(Join { addr, token }),
+        (Some(_), None) if s.join_token.is_none() && s.join_token_file.is_none() => {
+            // A node that has its certificate needs no token any more: decided at start.
+            None
+        }
+        (None, Some(_)) if s.join_addr.is_none() => {
+            c.errors.push(
+                "--join-token: also needs --join-addr, the address of a manager (host:port)"
+                    .to_owned(),
+            );
+            None
+        }
+        (Some(_) | None, None) | (None, Some(_)) => None,
+    }
+}
+
+fn check_labels(c: &mut Check, labels: &[String]) -> std::collections::BTreeMap<String, String> {
+    let mut map = std::collections::BTreeMap::new();
+    for label in labels {
+        match label.split_once('=') {
+            Some((key, value)) if !key.is_empty() => {
+                map.insert(key.to_owned(), value.to_owned());
+            }
+            Some(_) | None => {
+                c.errors
+                    .push(format!("--engine-label {label:?}: must be KEY=VALUE"));
+            }
+        }
+    }
+    map
+}
+
+fn log_level(value: &str) -> Result<String, String> {
+    // SwarmKit's levels that tracing does not know.
+    let level = match value {
+        "fatal" | "panic" => "error",
+        "warning" => "warn",
+        other => other,
+    };
+    let known = ["error", "warn", "info", "debug", "trace", "off"].contains(&level);
+    if known || level.contains('=') && tracing_subscriber::EnvFilter::try_new(level).is_ok() {
+        Ok(level.to_owned())
+    } else {
+        Err("must be error, warn, info, debug or trace".to_owned())
+    }
+}
+
+fn socket_addr(value: &str) -> Result<SocketAddr, String> {
+    value.parse().map_err(|_| {
+        format!("must be an IP address and a port, for example 0.0.0.0:{DEFAULT_PORT}")
+    })
+}
+
+fn host_port(value: &str) -> Result<String, String> {
+    let reason = || format!("must be host:port, for example 10.0.0.1:{DEFAULT_PORT}");
+    let (host, port) = value.rsplit_once(':').ok_or_else(reason)?;
+    let port: u16 = port.parse().map_err(|_| reason())?;
+    if host.is_empty() || port == 0 || host.contains(char::is_whitespace) {
+        return Err(reason());
+    }
+    Ok(value.to_owned())
+}
+
+fn hostname(value: &str) -> Result<String, String> {
+    word(value, 253)
+}
+
+fn engine_addr(value: &str) -> Result<String, String> {
+    let path = value.strip_prefix("unix://").unwrap_or(value);
+    if path.starts_with('/') {
+        Ok(format!("unix://{path}"))
+    } else {
+        Err("must be the path of containerd's socket, for example \
+             unix:///run/containerd/containerd.sock"
+            .to_owned())
+    }
+}
+
+fn namespace(value: &str) -> Result<String, String> {
+    word(value, 76)
+}
+
+fn word(value: &str, longest: usize) -> Result<String, String> {
+    let valid = !value.is_empty()
+        && value.len() <= longest
+        && value
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || matches!(b, b'-' | b'.' | b'_'));
+    if valid {
+        Ok(value.to_owned())
+    } else {
+        Err(format!(
+            "must have 1 to {longest} letters, digits, dashes, dots and underscores"
+        ))
+    }
+}
+
+fn ticks(value: &str) -> Result<u32, String> {
+    match value.parse() {
+        Ok(ticks @ 1..=600) => Ok(ticks),
+        Ok(_) | Err(_) => Err("must be a number of ticks from 1 to 600".to_owned()),
+    }
+}
