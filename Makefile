@@ -4,10 +4,8 @@ SHELL := /bin/bash
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := build
 
-# Static binaries are built for the named target, so that build scripts and macros stay dynamic.
-TARGET := $(shell rustc -vV | sed -n 's/^host: //p')
-RELEASE := target/$(TARGET)/release
-STATIC := CARGO_TARGET_$(shell echo $(TARGET) | tr 'a-z-' 'A-Z_')_RUSTFLAGS='-C target-feature=+crt-static'
+# Where .cargo/config.toml has programs go: they are static, in every profile.
+RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release
 
 # What Debian has of what is needed, each with the program by which it is known elsewhere: to build (protoc, C linker),
 # and to run containers and test with them.
@@ -30,12 +28,12 @@ build: build-deps ## Binaries for development
 
 .PHONY: release
 release: build-deps ## Static release binaries, swarmd and swarmctl
-	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarmctl
+	cargo build --release -p swarmd -p swarmctl
 	@ls -l $(RELEASE)/swarmd $(RELEASE)/swarmctl
 
 .PHONY: image
 image: build-deps ## The static web server of the example image
-	$(STATIC) cargo build --release --target $(TARGET) -p example-web
+	cargo build --release -p example-web
 
 .PHONY: deps
 deps: ## Installs from Debian what is missing
@@ -82,17 +80,17 @@ bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
 	$(MAKE) bench-schedule bench-control-plane bench-footprint
 
 bench-%: build-deps
-	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarm-bench
+	cargo build --release -p swarmd -p swarm-bench
 	$(RELEASE)/bench $*
 
 .PHONY: demo
 demo: deps ## A manager and five workers on this machine, and a service on them
-	$(STATIC) cargo build --release --target $(TARGET) -p swarmd -p swarmctl -p swarm-lab -p example-web
+	cargo build --release -p swarmd -p swarmctl -p swarm-lab -p example-web
 	@$(RELEASE)/demo up
 
 .PHONY: demo-down
 demo-down: ## Removes the demo, whatever state it is in
-	@[ -x $(RELEASE)/demo ] || $(STATIC) cargo build --release --target $(TARGET) -p swarm-lab
+	@[ -x $(RELEASE)/demo ] || cargo build --release -p swarm-lab
 	@$(RELEASE)/demo down
 
 .PHONY: clean
