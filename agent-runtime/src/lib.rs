@@ -6,6 +6,8 @@
 //! | [`step`] | pure: what comes next for a task, and what an outcome makes of its state |
 //! | [`containerd`] | runs containers on plain containerd |
 //! | [`simulated`] | thousands of scripted tasks a process |
+//! | [`health`] | pure: when a container is checked, and what the result makes of it |
+//! | [`output`] `init` [`tool`] | the small processes beside and inside containers |
 //! | [`requirement`] | what a host has to have, and what it has |
 //! | [`none`] | refuses tasks, for hosts without a container runtime |
 //!
@@ -14,12 +16,16 @@
 pub mod containerd;
 pub mod error;
 pub mod executor;
+pub mod health;
 pub mod host;
+mod init;
 pub mod none;
+pub mod output;
 pub mod plugins;
 pub mod requirement;
 pub mod simulated;
 pub mod step;
+pub mod tool;
 
 pub use error::Error;
 pub use executor::{Controller, Executor, Exit, Handle, NodeFacts, Observed, TaskOrder};

@@ -7,6 +7,7 @@
 //! - [`service`], [`node`] and [`cluster`]: specs, parsed. [`placement`] and [`resources`] are the
 //!   parts that the scheduler reads, [`task_state`] the life of a task and who may move it.
 //! - [`unserved`]: what specs may ask for and no node of this version does.
+//! - [`log_driver`]: what becomes of a container's output.
 //! - [`amount`]: sizes, counts and times as texts.
 //! - [`reference`](mod@reference), [`signal`], [`privileges`]: small languages inside a container's
 //!   spec.
@@ -43,6 +44,7 @@ mod generic;
 mod health;
 pub mod id;
 mod invalid;
+pub mod log_driver;
 mod mounts;
 pub mod name;
 pub mod node;

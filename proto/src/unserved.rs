@@ -4,11 +4,10 @@
 //! accepted and then rejected on every node, and nothing is accepted and ignored.
 
 use crate::invalid::{FieldError, shown};
+use crate::log_driver;
 use crate::pb;
 use crate::pb::mount::Type;
 
-/// Log drivers that are there, all by the same file on the node.
-const LOG_DRIVERS: [&str; 4] = ["", "file", "json-file", "local"];
 /// The volume drivers that are there.
 const VOLUME_DRIVERS: [&str; 2] = ["", "local"];
 
@@ -40,19 +39,9 @@ pub fn task(spec: &pb::TaskSpec) -> Vec<FieldError> {
 /// What of a log driver, a task's or the cluster's default, is not served.
 #[must_use]
 pub fn log_driver(field: &str, driver: &pb::Driver) -> Vec<FieldError> {
-    let mut found = Vec::new();
-    if !LOG_DRIVERS.contains(&driver.name.as_str()) {
-        let name = shown(&driver.name);
-        let reason = format!("{name} is not supported; leave it out for a file on the node");
-        found.push(unserved(&format!("{field}.name"), &reason));
-    }
-    if !driver.options.is_empty() {
-        found.push(unserved(
-            &format!("{field}.options"),
-            "log options are not supported yet; leave them out",
-        ));
-    }
-    found
+    log_driver::parse(field, Some(driver))
+        .err()
+        .unwrap_or_default()
 }
 
 /// Why a published port is not served.
@@ -74,22 +63,6 @@ fn container(spec: &pb::ContainerSpec) -> Vec<FieldError> {
     let checks = [
         (!spec.secrets.is_empty(), "secrets", not_yet("secrets are")),
         (!spec.configs.is_empty(), "configs", not_yet("configs are")),
-        (spec.tty, "tty", not_yet("a terminal (tty) is")),
-        (
-            spec.open_stdin,
-            "open_stdin",
-            not_yet("an open standard input is"),
-        ),
-        (
-            spec.init == Some(true),
-            "init",
-            not_yet("an init process is"),
-        ),
-        (
-            has_health_check(spec),
-            "healthcheck",
-            not_yet("health checks are"),
-        ),
         (
             spec.isolation() != pb::container_spec::Isolation::Default,
             "isolation",
@@ -115,12 +88,6 @@ fn container(spec: &pb::ContainerSpec) -> Vec<FieldError> {
         found.extend(self::mount(&format!("task.container.mounts[{i}]"), mount));
     }
     found
-}
-
-fn has_health_check(spec: &pb::ContainerSpec) -> bool {
-    let test = spec.healthcheck.as_ref().map(|check| check.test.as_slice());
-    // `NONE` switches off what the image asks for, and images' checks are not run here.
-    !matches!(test, None | Some([])) && !matches!(test, Some([first, ..]) if first == "NONE")
 }
 
 fn mount(field: &str, mount: &pb::Mount) -> Option<FieldError> {
@@ -191,13 +158,6 @@ mod tests {
         let spec = pb::ContainerSpec {
             secrets: vec![pb::SecretReference::default()],
             configs: vec![pb::ConfigReference::default()],
-            tty: true,
-            open_stdin: true,
-            init: Some(true),
-            healthcheck: Some(pb::HealthConfig {
-                test: vec!["CMD".to_owned(), "true".to_owned()],
-                ..Default::default()
-            }),
             isolation: pb::container_spec::Isolation::Hyperv.into(),
             privileges: Some(pb::Privileges {
                 credential_spec: Some(pb::privileges::CredentialSpec::default()),
@@ -225,10 +185,6 @@ mod tests {
             [
                 "secrets",
                 "configs",
-                "tty",
-                "open_stdin",
-                "init",
-                "healthcheck",
                 "isolation",
                 "privileges.credential_spec",
                 "hosts[1]",
@@ -237,38 +193,5 @@ mod tests {
                 "mounts[3].type",
             ]
         );
-    }
-
-    #[test]
-    fn what_changes_nothing_is_taken() {
-        let none = pb::ContainerSpec {
-            init: Some(false),
-            healthcheck: Some(pb::HealthConfig {
-                test: vec!["NONE".to_owned()],
-                ..Default::default()
-            }),
-            ..Default::default()
-        };
-        assert_eq!(fields(none), Vec::<String>::new());
-    }
-
-    #[test]
-    fn log_drivers() {
-        let told = |name: &str, option: Option<&str>| {
-            let driver = pb::Driver {
-                name: name.to_owned(),
-                options: option
-                    .map(|key| (key.to_owned(), "1".to_owned()))
-                    .into_iter()
-                    .collect(),
-            };
-            let found = log_driver("log", &driver);
-            let fields = found.into_iter().map(|error| error.field);
-            fields.collect::<Vec<_>>().join(" ")
-        };
-        assert_eq!(told("", None), "");
-        assert_eq!(told("json-file", None), "");
-        assert_eq!(told("local", Some("max-size")), "log.options");
-        assert_eq!(told("syslog", Some("tag")), "log.name log.options");
     }
 }

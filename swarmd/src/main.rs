@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    swarmd::run()
+    // Under other words this is one of the small processes of a container: before anything is started.
+    agent_runtime::tool::run(std::env::args_os()).unwrap_or_else(swarmd::run)
 }

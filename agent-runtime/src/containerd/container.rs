@@ -5,9 +5,8 @@
 //! host restart, or once its exit has been recorded in the labels.
 
 use std::collections::{BTreeMap, HashMap};
-use std::path::Path;
 
-use containerd_client::services::v1::container::Runtime;
+pub(super) use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
@@ -24,7 +23,6 @@ use super::client::{CALL_MAX, Client, Failure, RUNC_MAX, or_absent};
 use super::label;
 use super::snapshot::{SNAPSHOTTER, root_key};
 
-const RUNTIME: &str = "io.containerd.runc.v2";
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// A container record, as far as it matters here.
@@ -42,6 +40,8 @@ pub(super) struct NewContainer<'a> {
     pub labels: BTreeMap<String, String>,
     /// The OCI runtime spec.
     pub spec: &'a serde_json::Value,
+    /// What runs it.
+    pub runtime: Runtime,
 }
 
 /// A containerd task, as containerd sees it.
@@ -77,11 +77,15 @@ impl Containers {
         Self { client }
     }
 
-    fn records(&self) -> ContainersClient<tonic::transport::Channel> {
+    pub(super) fn client(&self) -> &Client {
+        &self.client
+    }
+
+    pub(super) fn records(&self) -> ContainersClient<tonic::transport::Channel> {
         ContainersClient::new(self.client.channel())
     }
 
-    fn tasks(&self) -> TasksClient<tonic::transport::Channel> {
+    pub(super) fn tasks(&self) -> TasksClient<tonic::transport::Channel> {
         TasksClient::new(self.client.channel())
     }
 
@@ -127,10 +131,7 @@ impl Containers {
             id: new.id.to_owned(),
             labels: new.labels.into_iter().collect(),
             image: new.image.to_owned(),
-            runtime: Some(Runtime {
-                name: RUNTIME.to_owned(),
-                options: None,
-            }),
+            runtime: Some(new.runtime),
             spec: Some(Any {
                 type_url: SPEC_TYPE.to_owned(),
                 value: new.spec.to_string().into_bytes(),
@@ -188,19 +189,20 @@ impl Containers {
         Ok(())
     }
 
-    /// Makes the process, stopped before its first instruction, and returns its id. Its output
-    /// is appended to files, which must exist, by the shim: so it survives swarmd.
+    /// Makes the process, stopped before its first instruction, and returns its id.
     pub(super) async fn create_process(
         &self,
         id: &str,
         rootfs: Vec<Mount>,
-        output: &Output<'_>,
+        stdio: Stdio,
     ) -> Result<u32, Failure> {
         let request = self.client.request(CreateTaskRequest {
             container_id: id.to_owned(),
             rootfs,
-            stdout: output.stdout.display().to_string(),
-            stderr: output.stderr.display().to_string(),
+            stdin: stdio.stdin,
+            stdout: stdio.output.clone(),
+            stderr: stdio.output,
+            terminal: stdio.terminal,
             ..Default::default()
         });
         let mut rpc = self.tasks();
@@ -298,11 +300,14 @@ impl Containers {
     }
 }
 
-/// Files that take a container's output.
-#[derive(Debug)]
-pub(super) struct Output<'a> {
-    pub stdout: &'a Path,
-    pub stderr: &'a Path,
+/// Where a container's streams come from and go to, in containerd's words: a path or a URI; empty
+/// is nowhere.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub(super) struct Stdio {
+    pub stdin: String,
+    /// Standard output and standard error.
+    pub output: String,
+    pub terminal: bool,
 }
 
 impl From<Record> for Container {

@@ -10,6 +10,7 @@ use std::sync::Arc;
 use tokio::task::JoinSet;
 
 use super::container::Process;
+use super::healthcheck::Watch;
 use super::label;
 use super::making::Making;
 use super::network::PortMap;
@@ -17,6 +18,7 @@ use super::node::Node;
 use super::support::{self, Network};
 use crate::error::Error;
 use crate::executor::{Controller, Exit, Handle, Observed, TaskOrder};
+use crate::health::Monitor;
 
 /// Runs one task on containerd.
 #[derive(Debug)]
@@ -25,6 +27,8 @@ pub(super) struct ContainerdController {
     order: TaskOrder,
     /// The container that is being made.
     making: JoinSet<Result<Option<String>, Error>>,
+    /// The health checks of the running container, since its start.
+    watch: Option<Watch>,
 }
 
 impl ContainerdController {
@@ -33,6 +37,7 @@ impl ContainerdController {
             node,
             order,
             making: JoinSet::new(),
+            watch: None,
         }
     }
 
@@ -76,7 +81,7 @@ impl ContainerdController {
         if let Some(exit) = self.node.exit_recorded(self.id()).await? {
             return Ok(Some(exit));
         }
-        let failure = match self.node.wait(self.id()).await {
+        let failure = match self.node.containers.wait(self.id()).await {
             Ok(code) => return self.node.conclude(self.id(), code).await.map(Some),
             Err(failure) if failure.is_absent() => {
                 return self.node.exit_recorded(self.id()).await;
@@ -95,6 +100,106 @@ impl ContainerdController {
         }
     }
 
+    /// Starts the process, unless it has been.
+    async fn begin(&self) -> Result<(), Error> {
+        match self.node.containers.process(self.id()).await? {
+            Process::Created { .. } => {}
+            Process::Running { .. } | Process::Stopped { .. } => return Ok(()),
+            Process::Absent => {
+                return match self.node.exit_recorded(self.id()).await? {
+                    Some(_) => Ok(()),
+                    None => Err(self.gone().await),
+                };
+            }
+        }
+        let ports = support::host_ports(&self.order.task)?;
+        if !ports.is_empty() && support::network(&self.order.task, &ports)? == Network::Bridged {
+            let map = self.node.network.publish(self.id(), &ports).await?;
+            let labels = BTreeMap::from([(label::PORTS.to_owned(), map.to_string())]);
+            self.node.containers.label(self.id(), labels).await?;
+        }
+        let Err(failure) = self.node.containers.start(self.id()).await else {
+            return Ok(());
+        };
+        // Started by an earlier call whose answer was lost?
+        match self.node.containers.process(self.id()).await? {
+            Process::Running { .. } | Process::Stopped { .. } => Ok(()),
+            Process::Created { .. } | Process::Absent => {
+                self.node.network.unpublish(self.id()).await?;
+                Err(failure.into())
+            }
+        }
+    }
+
+    /// Waits until the container is healthy, if it is checked, or has ended.
+    async fn until_healthy(&mut self) -> Result<(), Error> {
+        let Some(check) = self.node.files.of(self.id()).read_health()? else {
+            return Ok(());
+        };
+        let mut watch = Watch::new(Monitor::starting(check));
+        let healthy = tokio::select! {
+            biased;
+            ended = self.node.containers.wait(self.id()) => return match ended {
+                Err(failure) if !failure.is_absent() => Err(passing(failure.into())),
+                // How it ended is told by waiting for it.
+                Ok(_) | Err(_) => Ok(()),
+            },
+            healthy = watch.until_healthy(&self.node, self.id()) => healthy,
+        };
+        match healthy {
+            Ok(()) => {
+                self.watch = Some(watch);
+                Ok(())
+            }
+            Err(reason) => {
+                self.stop_unhealthy(&reason).await?;
+                Err(unhealthy(&reason))
+            }
+        }
+    }
+
+    /// Waits for the container's end, which is brought about when it becomes unhealthy.
+    async fn end(&mut self) -> Result<End, Error> {
+        if self.watch.is_none() {
+            let check = self.node.files.of(self.id()).read_health()?;
+            self.watch = check.map(|check| Watch::new(Monitor::healthy(check)));
+        }
+        let Some(mut watch) = self.watch.take() else {
+            return self.ended().await.map(End::of);
+        };
+        // An earlier swarmd may have ended while it stopped an unhealthy one.
+        let found = self.found_unhealthy().await?;
+        let reason = match found {
+            Some(reason) => reason,
+            None => tokio::select! {
+                biased;
+                ended = self.ended() => {
+                    self.watch = Some(watch);
+                    return ended.map(End::of);
+                }
+                reason = watch.until_unhealthy(&self.node, self.id()) => reason,
+            },
+        };
+        self.watch = Some(watch);
+        self.stop_unhealthy(&reason).await?;
+        Ok(End::Unhealthy(reason))
+    }
+
+    /// Why the container was found unhealthy, if it was.
+    async fn found_unhealthy(&self) -> Result<Option<String>, Error> {
+        let container = self.node.containers.get(self.id()).await?;
+        Ok(container.and_then(|container| container.labels.get(label::UNHEALTHY).cloned()))
+    }
+
+    /// Stops an unhealthy container. That it was is noted first: the exit code of one that stops
+    /// when asked would look like a good end.
+    async fn stop_unhealthy(&self, reason: &str) -> Result<(), Error> {
+        let labels = BTreeMap::from([(label::UNHEALTHY.to_owned(), reason.to_owned())]);
+        let labelled = self.node.containers.label(self.id(), labels).await;
+        labelled.map_err(|failure| passing(failure.into()))?;
+        self.node.stop(self.id()).await.map_err(passing)
+    }
+
     /// The container is gone; what it may have left running goes too.
     async fn gone(&self) -> Error {
         if let Err(error) = self.node.free(self.id()).await {
@@ -105,6 +210,26 @@ impl ContainerdController {
             self.id()
         ))
     }
+}
+
+/// How a container ended.
+enum End {
+    Exited(Exit),
+    /// Nobody knows.
+    Gone,
+    /// It was stopped for that.
+    Unhealthy(String),
+}
+
+impl End {
+    fn of(exit: Option<Exit>) -> Self {
+        exit.map_or(Self::Gone, Self::Exited)
+    }
+}
+
+/// In SwarmKit's words.
+fn unhealthy(reason: &str) -> Error {
+    Error::Fatal(format!("unhealthy container: {reason}"))
 }
 
 /// What containerd says no to says nothing about the container that was asked for: it may run.
@@ -144,39 +269,15 @@ impl Controller for ContainerdController {
     }
 
     async fn start(&mut self) -> Result<(), Error> {
-        match self.node.containers.process(self.id()).await? {
-            Process::Created { .. } => {}
-            Process::Running { .. } | Process::Stopped { .. } => return Ok(()),
-            Process::Absent => {
-                return match self.node.exit_recorded(self.id()).await? {
-                    Some(_) => Ok(()),
-                    None => Err(self.gone().await),
-                };
-            }
-        }
-        let ports = support::host_ports(&self.order.task)?;
-        if !ports.is_empty() && support::network(&self.order.task, &ports)? == Network::Bridged {
-            let map = self.node.network.publish(self.id(), &ports).await?;
-            let labels = BTreeMap::from([(label::PORTS.to_owned(), map.to_string())]);
-            self.node.containers.label(self.id(), labels).await?;
-        }
-        let Err(failure) = self.node.containers.start(self.id()).await else {
-            return Ok(());
-        };
-        // Started by an earlier call whose answer was lost?
-        match self.node.containers.process(self.id()).await? {
-            Process::Running { .. } | Process::Stopped { .. } => Ok(()),
-            Process::Created { .. } | Process::Absent => {
-                self.node.network.unpublish(self.id()).await?;
-                Err(failure.into())
-            }
-        }
+        self.begin().await?;
+        self.until_healthy().await
     }
 
     async fn wait(&mut self) -> Result<Exit, Error> {
-        match self.ended().await.map_err(passing)? {
-            Some(exit) => Ok(exit),
-            None => Err(self.gone().await),
+        match self.end().await.map_err(passing)? {
+            End::Exited(exit) => Ok(exit),
+            End::Gone => Err(self.gone().await),
+            End::Unhealthy(reason) => Err(unhealthy(&reason)),
         }
     }
 

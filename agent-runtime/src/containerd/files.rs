@@ -2,8 +2,10 @@
 //! `/etc/resolv.conf` and `/etc/hostname`.
 //!
 //! ```text
-//! STATE/tasks/<task>/stdout.log stderr.log   output, appended by the shim: survives swarmd
-//! STATE/tasks/<task>/stdout.log.1 …          what was before, of a container that writes much
+//! STATE/tasks/<task>/<task>-json.log         output, written by the container's log writer
+//! STATE/tasks/<task>/<task>-json.log.1 …     what was before, of a container that writes much
+//! STATE/tasks/<task>/log.json                what the log writer is told
+//! STATE/tasks/<task>/health.json             the health check, for those that have one
 //! STATE/tasks/<task>/hosts resolv.conf hostname
 //! STATE/tasks/<task>/volumes/<n>/data        anonymous volumes
 //! STATE/volumes/<name>/data                  named volumes: stay when tasks go
@@ -14,7 +16,7 @@
 //! whatever the umask of swarmd.
 
 use std::fmt::Write as _;
-use std::io::{self, Read as _, Seek as _};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
@@ -23,13 +25,13 @@ use swarm_proto::pb;
 
 use super::support::Network;
 use crate::error::Error;
-
-/// Output of one stream that is kept; when a file is larger, its newest part is kept beside it
-/// and it begins anew. So a container holds at most four times this.
-pub(super) const OUTPUT_MAX: u64 = 32 << 20;
+use crate::health::Check;
+use crate::output::Target;
 
 /// Mode of directories that hold what only root is to see.
 const CLOSED: u32 = 0o700;
+/// Mode of a container's input: its user opens it both ways.
+const PIPE: u32 = 0o666;
 /// Mode of generated files: a container's user reads them.
 const READABLE: u32 = 0o644;
 
@@ -43,8 +45,14 @@ pub(super) struct Files {
 #[derive(Debug, Clone)]
 pub(super) struct TaskFiles {
     pub dir: PathBuf,
-    pub stdout: PathBuf,
-    pub stderr: PathBuf,
+    /// The newest output, for drivers that keep it in files.
+    pub log: PathBuf,
+    pub log_config: PathBuf,
+    /// A pipe that nobody writes to: an open standard input.
+    pub stdin: PathBuf,
+    pub health: PathBuf,
+    /// What the health check under way writes.
+    pub health_output: PathBuf,
     pub hosts: PathBuf,
     pub resolv: PathBuf,
     pub hostname: PathBuf,
@@ -81,8 +89,11 @@ impl Files {
     pub(super) fn of(&self, task_id: &str) -> TaskFiles {
         let dir = self.all_tasks().join(task_id);
         TaskFiles {
-            stdout: dir.join("stdout.log"),
-            stderr: dir.join("stderr.log"),
+            log: dir.join(format!("{task_id}-json.log")),
+            log_config: dir.join("log.json"),
+            stdin: dir.join("stdin"),
+            health: dir.join("health.json"),
+            health_output: dir.join("health.out"),
             hosts: dir.join("hosts"),
             resolv: dir.join("resolv.conf"),
             hostname: dir.join("hostname"),
@@ -118,20 +129,13 @@ impl Files {
 }
 
 impl TaskFiles {
-    /// Makes the directory and the empty output files.
+    /// Makes the directory.
     pub(super) fn create(&self) -> Result<(), Error> {
         let create = || -> io::Result<()> {
             if let Some(all_tasks) = self.dir.parent() {
                 make_closed(all_tasks)?;
             }
-            std::fs::create_dir_all(&self.mountpoint)?;
-            for output in [&self.stdout, &self.stderr] {
-                std::fs::OpenOptions::new()
-                    .create(true)
-                    .append(true)
-                    .open(output)?;
-            }
-            Ok(())
+            std::fs::create_dir_all(&self.mountpoint)
         };
         create().map_err(|error| self.failed(&error))
     }
@@ -147,33 +151,43 @@ impl TaskFiles {
         write().map_err(|error| self.failed(&error))
     }
 
-    /// Keeps the output files from growing without end.
-    ///
-    /// The shim appends, so a file that is cut to nothing is written on from its start. What
-    /// arrives between copy and cut is lost: some lines of a container that wrote 32 MiB.
-    pub(super) fn trim(&self, limit: u64) -> io::Result<()> {
-        for path in [&self.stdout, &self.stderr] {
-            let length = match std::fs::metadata(path) {
-                Ok(metadata) => metadata.len(),
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => return Err(error),
-            };
-            if length <= limit {
-                continue;
+    /// Writes down what the log writer is told.
+    pub(super) fn write_log_config(&self, target: &Target) -> Result<(), Error> {
+        self.write_json(&self.log_config, target)
+    }
+
+    /// Writes down how the container is checked, for whoever looks after it.
+    pub(super) fn write_health(&self, check: &Check) -> Result<(), Error> {
+        self.write_json(&self.health, check)
+    }
+
+    /// How the container is checked, if it is.
+    pub(super) fn read_health(&self) -> Result<Option<Check>, Error> {
+        let read = match std::fs::read(&self.health) {
+            Ok(text) => serde_json::from_slice(&text).map_err(io::Error::from),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            Err(error) => Err(error),
+        };
+        read.map(Some)
+            .map_err(|error| failure(&self.health.display().to_string(), &error))
+    }
+
+    fn write_json(&self, path: &Path, value: &impl serde::Serialize) -> Result<(), Error> {
+        let text = serde_json::to_vec(value).map_err(io::Error::from);
+        text.and_then(|text| std::fs::write(path, text))
+            .map_err(|error| self.failed(&error))
+    }
+
+    /// Makes the pipe of an open standard input. Whoever the container runs as opens it.
+    pub(super) fn open_stdin(&self) -> Result<(), Error> {
+        let make = || -> io::Result<()> {
+            match nix::unistd::mkfifo(&self.stdin, nix::sys::stat::Mode::S_IRUSR) {
+                Ok(()) | Err(nix::errno::Errno::EEXIST) => {}
+                Err(error) => return Err(error.into()),
             }
-            let mut file = std::fs::OpenOptions::new()
-                .read(true)
-                .write(true)
-                .open(path)?;
-            file.seek(io::SeekFrom::Start(length - limit))?;
-            let older = path.with_extension("log.1");
-            io::copy(
-                &mut (&mut file).take(limit),
-                &mut std::fs::File::create(older)?,
-            )?;
-            file.set_len(0)?;
-        }
-        Ok(())
+            std::fs::set_permissions(&self.stdin, std::fs::Permissions::from_mode(PIPE))
+        };
+        make().map_err(|error| self.failed(&error))
     }
 
     pub(super) fn exist(&self) -> bool {
@@ -362,23 +376,6 @@ mod tests {
             "nameserver 1.1.1.1\nsearch x\noptions ndots:2\n"
         );
         assert!(hosts(&names).is_err());
-    }
-
-    #[test]
-    fn output_is_trimmed() {
-        let dir = tempfile::tempdir().unwrap();
-        let task = Files::new(dir.path().to_owned()).of("t1");
-        task.trim(4).unwrap();
-        task.create().unwrap();
-        std::fs::write(&task.stdout, "0123456789").unwrap();
-        std::fs::write(&task.stderr, "0123").unwrap();
-        task.trim(4).unwrap();
-        assert_eq!(std::fs::read_to_string(&task.stdout).unwrap(), "");
-        assert_eq!(
-            std::fs::read_to_string(task.dir.join("stdout.log.1")).unwrap(),
-            "6789"
-        );
-        assert_eq!(std::fs::read_to_string(&task.stderr).unwrap(), "0123");
     }
 
     #[test]

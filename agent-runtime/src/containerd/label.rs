@@ -19,6 +19,8 @@ pub(super) const MEMORY_LIMIT: &str = "swarm.memory.limit";
 pub(super) const EXIT_CODE: &str = "swarm.exit.code";
 /// `true` beside the exit code when the kernel killed it for memory.
 pub(super) const EXIT_OOM: &str = "swarm.exit.oom";
+/// Why a container that is being stopped was found unhealthy.
+pub(super) const UNHEALTHY: &str = "swarm.unhealthy";
 /// Address of the container on the node's bridge.
 pub(super) const ADDRESS: &str = "swarm.net.address";
 /// Published ports: `tcp/8080/80,udp/53/53` (protocol, published, target).

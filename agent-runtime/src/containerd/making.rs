@@ -5,11 +5,13 @@ use std::path::Path;
 use std::sync::Arc;
 
 use containerd_client::types::Mount;
+use swarm_proto::log_driver::{self, LogDriver};
 use swarm_proto::pb;
+use swarm_proto::service::InvalidSpec;
 
 use super::account::{self, Account};
 use super::cgroup;
-use super::container::{NewContainer, Output};
+use super::container::{NewContainer, Runtime, Stdio};
 use super::files::{self, Names, make_closed};
 use super::image::Image;
 use super::label;
@@ -24,6 +26,13 @@ use super::support::{self, Network};
 use super::template::{Templates, task_name};
 use crate::error::Error;
 use crate::executor::TaskOrder;
+use crate::health::Check;
+use crate::output::{self, Target};
+
+/// The shim of runc, which also runs what is called as runc is.
+const RUNTIME: &str = "io.containerd.runc.v2";
+/// What runs command lines where the image names no other.
+const SHELL: [&str; 2] = ["/bin/sh", "-c"];
 
 /// Makes the container of one task.
 #[derive(Debug)]
@@ -109,6 +118,10 @@ impl Making {
         let account = self.look_inside(&root, mounts.new, run).await?;
         let spec = self.spec(&names, run, &account, mounts.oci)?;
         let mut labels = self.labels(container, run)?;
+        let stdio = self.stdio(container, &labels, &spec)?;
+        if let Some(check) = health_check(container, run) {
+            files.write_health(&check)?;
+        }
         if let Some(address) = address {
             labels.insert(label::ADDRESS.to_owned(), address.to_string());
         }
@@ -121,33 +134,73 @@ impl Making {
             image: image_name,
             labels,
             spec: &spec,
+            runtime: Runtime {
+                name: RUNTIME.to_owned(),
+                options: None,
+            },
         };
         self.node.containers.create(new).await?;
-        let output = Output {
-            stdout: &files.stdout,
-            stderr: &files.stderr,
-        };
-        let pid = self.process(&image, root, &output).await?;
+        let pid = self.process(&image, root, stdio).await?;
         if let Some(address) = address {
             self.node.network.attach(id, pid, address).await?;
         }
         Ok(image.notice)
     }
 
-    async fn process(
-        &self,
-        image: &Image,
-        root: Vec<Mount>,
-        output: &Output<'_>,
-    ) -> Result<u32, Error> {
+    async fn process(&self, image: &Image, root: Vec<Mount>, stdio: Stdio) -> Result<u32, Error> {
         let _slot = self.node.making.acquire().await;
         let created = self
             .node
             .containers
-            .create_process(self.id(), root, output)
+            .create_process(self.id(), root, stdio)
             .await;
         // runc's words are what the operator needs; what is around them is ours.
         created.map_err(|failure| plain_create_error(image, failure.into()))
+    }
+
+    /// Where the container's streams go; what that needs on the host is made.
+    fn stdio(
+        &self,
+        container: &pb::ContainerSpec,
+        labels: &BTreeMap<String, String>,
+        spec: &serde_json::Value,
+    ) -> Result<Stdio, Error> {
+        let task = &self.order.task;
+        let files = self.node.files.of(self.id());
+        let own = task.spec.as_ref().and_then(|spec| spec.log_driver.as_ref());
+        let driver = log_driver::parse("log_driver", own.or(task.log_driver.as_ref()));
+        let driver = driver.map_err(|found| Error::Fatal(InvalidSpec(found).to_string()))?;
+        if matches!(driver, LogDriver::Journald(_)) && !self.node.journal.exists() {
+            return Err(Error::Fatal(format!(
+                "log driver journald: this node has no journal at {}; use json-file",
+                self.node.journal.display()
+            )));
+        }
+        let mut stdio = Stdio {
+            terminal: container.tty,
+            ..Stdio::default()
+        };
+        if container.open_stdin {
+            files.open_stdin()?;
+            if container.tty {
+                stdio.stdin = files.stdin.display().to_string();
+            }
+        }
+        // Output that goes nowhere needs nobody to read it, unless it comes from a terminal.
+        if driver != LogDriver::None || container.tty {
+            let env = spec.pointer("/process/env").cloned().unwrap_or_default();
+            let of_container = output::Container {
+                id: self.id(),
+                name: &task_name(task),
+                image: &container.image,
+                labels,
+                env: &serde_json::from_value::<Vec<String>>(env).unwrap_or_default(),
+            };
+            let target = Target::new(&driver, &of_container, &files.log, &self.node.journal);
+            files.write_log_config(&target)?;
+            stdio.output = self.node.tool.log_writer(&files.log_config);
+        }
+        Ok(stdio)
     }
 
     fn mounts(&self, container: &pb::ContainerSpec, run: &RunConfig) -> Result<Mounts, Error> {
@@ -178,6 +231,7 @@ impl Making {
             mounts::file(&files.resolv, "/etc/resolv.conf"),
             mounts::file(&files.hostname, "/etc/hostname"),
         ];
+        all_mounts.extend(self.node.tool.mounts(names.container, &files.stdin));
         all_mounts.extend(mounts);
         spec::build(&Input {
             task: &self.order.task,
@@ -268,6 +322,19 @@ impl Making {
         }
         Ok(labels)
     }
+}
+
+/// The health check of a container, if it has one.
+fn health_check(container: &pb::ContainerSpec, run: &RunConfig) -> Option<Check> {
+    let shell = run
+        .shell
+        .clone()
+        .unwrap_or_else(|| SHELL.map(str::to_owned).to_vec());
+    Check::new(
+        container.healthcheck.as_ref(),
+        run.healthcheck.as_ref(),
+        &shell,
+    )
 }
 
 fn plain_create_error(image: &Image, error: Error) -> Error {

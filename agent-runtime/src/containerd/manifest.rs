@@ -163,6 +163,9 @@ pub(super) struct RunConfig {
     pub working_dir: Option<String>,
     pub stop_signal: Option<String>,
     pub volumes: Option<std::collections::BTreeMap<String, serde_json::Value>>,
+    pub healthcheck: Option<crate::health::ImageCheck>,
+    /// What runs command lines.
+    pub shell: Option<Vec<String>>,
 }
 
 impl ImageConfig {

@@ -8,7 +8,7 @@
 //!
 //! Invariants: one containerd namespace a node, and nothing outside of it is touched; containerd
 //! is the truth about containers (labels carry what it has no field for), so swarmd can end at any
-//! moment and a new one goes on; a container's output goes to files through its shim, not through
+//! moment and a new one goes on; a container's output goes to a writer of its own, not through
 //! swarmd; every wait has a limit, except the one for a container's end.
 //!
 //! | file | what |
@@ -18,6 +18,8 @@
 //! | `spec` `security` `seccomp` `mounts` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
+//! | `tool` | the program that log writers and init processes are |
+//! | `exec` `healthcheck` | further processes in a container, and those that tell how it is |
 //! | `making` | from the task to a created container |
 //! | `controller` | the [`Controller`] over all of it |
 //! | `requirements` | what all this needs of the host |
@@ -28,7 +30,9 @@ mod client;
 mod container;
 mod content;
 mod controller;
+mod exec;
 mod files;
+mod healthcheck;
 mod image;
 mod label;
 mod lease;
@@ -49,6 +53,7 @@ mod snapshot;
 mod spec;
 mod support;
 mod template;
+mod tool;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -101,6 +106,10 @@ pub struct ContainerdConfig {
     pub engine_labels: std::collections::BTreeMap<String, String>,
     /// Generic resources that the node reports.
     pub generic_resources: Vec<pb::GenericResource>,
+    /// A program that answers to the words of [`crate::tool`]: this one, unless it does not.
+    pub program: PathBuf,
+    /// The socket of systemd's journal, for the log driver journald.
+    pub journal: PathBuf,
 }
 
 impl ContainerdConfig {
@@ -116,6 +125,8 @@ impl ContainerdConfig {
             registry_ca: None,
             engine_labels: std::collections::BTreeMap::new(),
             generic_resources: Vec::new(),
+            program: PathBuf::from("/proc/self/exe"),
+            journal: PathBuf::from("/run/systemd/journal/socket"),
         }
     }
 
@@ -158,6 +169,7 @@ impl ContainerdExecutor {
         node.client.ensure_namespace().await?;
         lease::delete_all(&node.client).await?;
         node.files.close_to_others()?;
+        node.tool.install()?;
         node.network.restore(node.held().await?).await?;
         let (sender, returns) = watch::channel(0);
         let mut monitor = JoinSet::new();
@@ -292,6 +304,7 @@ impl Executor for ContainerdExecutor {
         self.node.network.purge().await?;
         self.delete_namespace().await?;
         cgroup::remove_parents(&self.config.namespace);
+        self.node.tool.remove();
         self.node.files.remove_empty();
         Ok(())
     }

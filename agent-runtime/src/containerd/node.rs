@@ -1,6 +1,7 @@
 //! What all tasks of one node share: the parts of this backend, wired up; and the end of a
 //! container, which needs no controller.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,13 +11,14 @@ use super::ContainerdConfig;
 use super::cgroup::{self, Left};
 use super::client::{Client, Failure};
 use super::container::{Container, Containers, Process, Target};
-use super::files::{Files, OUTPUT_MAX};
+use super::files::Files;
 use super::image::Images;
 use super::label;
 use super::network::{Held, NodeNetwork};
 use super::registry::RegistryRules;
 use super::snapshot::Snapshots;
 use super::spec;
+use super::tool::Tool;
 use crate::error::Error;
 use crate::executor::Exit;
 
@@ -30,8 +32,6 @@ const CGROUP_TRIES: u32 = 250;
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
 /// Containers asked at the same time how they are.
 const ASKED_AT_ONCE: usize = 32;
-/// A container that writes 100 MB/s is 1.5 GB over the limit by then.
-const OUTPUT_LOOK: Duration = Duration::from_secs(15);
 
 /// The parts, for one containerd namespace and one state directory.
 #[derive(Debug)]
@@ -42,6 +42,10 @@ pub(super) struct Node {
     pub images: Images,
     pub files: Files,
     pub network: NodeNetwork,
+    /// The processes beside and inside containers.
+    pub tool: Tool,
+    /// The socket of systemd's journal.
+    pub journal: PathBuf,
     /// Held while new volumes are filled, by whoever fills them.
     pub filling: Arc<tokio::sync::Mutex<()>>,
     /// How many containers runc may make at the same time.
@@ -68,6 +72,8 @@ impl Node {
             images: Images::new(client.clone(), rules),
             files: Files::new(config.state_dir.clone()),
             network: NodeNetwork::new(&config.namespace, config.node_netns()),
+            tool: Tool::new(&config.program, &config.state_dir),
+            journal: config.journal.clone(),
             client,
             filling: Arc::default(),
             making: tokio::sync::Semaphore::new(making()),
@@ -114,26 +120,6 @@ impl Node {
     pub(super) async fn exit_recorded(&self, id: &str) -> Result<Option<Exit>, Error> {
         let container = self.containers.get(id).await?;
         Ok(container.and_then(|container| label::exit(&container.labels)))
-    }
-
-    /// Waits for the end of a container's process, and looks after its output meanwhile.
-    pub(super) async fn wait(&self, id: &str) -> Result<u32, Failure> {
-        let files = self.files.of(id);
-        let mut looks = tokio::time::interval(OUTPUT_LOOK);
-        looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut end = std::pin::pin!(self.containers.wait(id));
-        loop {
-            tokio::select! {
-                // The end first: it is what is waited for.
-                biased;
-                end = &mut end => return end,
-                _ = looks.tick() => {
-                    if let Err(error) = files.trim(OUTPUT_MAX) {
-                        tracing::warn!(task.id = id, %error, "output is not trimmed");
-                    }
-                }
-            }
-        }
     }
 
     /// Takes the task's ports back, if that can be done now. What follows matters more than a

@@ -16,6 +16,7 @@ use super::manifest::RunConfig;
 use super::mounts;
 use super::security::{Security, hidden_paths};
 use super::template::Templates;
+use super::tool;
 use crate::error::Error;
 
 const PATH: &str = "PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -99,6 +100,7 @@ fn set(object: &mut Value, key: &str, value: Option<Value>) {
 fn process(input: &Input<'_>, security: &Security) -> Result<Value, Error> {
     let account = input.account;
     let mut process = json!({
+        "terminal": input.container.tty,
         "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.groups },
         "args": args(input.container, input.image)?,
         "env": env(input)?,
@@ -138,6 +140,7 @@ fn args(container: &pb::ContainerSpec, image: &RunConfig) -> Result<Vec<String>,
             container.image
         )));
     }
+    args.splice(0..0, tool::words_before(container));
     Ok(args)
 }
 
@@ -159,6 +162,9 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, Error> {
     let mut env: Vec<String> = Vec::new();
     put(&mut env, PATH.to_owned());
     put(&mut env, format!("HOSTNAME={}", input.hostname));
+    if input.container.tty {
+        put(&mut env, "TERM=xterm".to_owned());
+    }
     for variable in input.image.env.iter().flatten() {
         put(&mut env, variable.clone());
     }

@@ -315,8 +315,7 @@ async fn runs_as_told(lab: &Lab) {
         lines[9].contains("lo: <LOOPBACK,UP") && lines.len() == 10,
         "{text}"
     );
-    let stderr = node.config.state_dir.join("tasks/told/stderr.log");
-    assert_eq!(fs::read_to_string(stderr).unwrap(), "0\nwrong\n");
+    assert_eq!(node.output("told", "stderr"), "0\nwrong\n");
     task.remove().await.unwrap();
     executor.purge().await.unwrap();
 }

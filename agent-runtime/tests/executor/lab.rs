@@ -81,15 +81,32 @@ impl Node {
             .collect()
     }
 
+    /// What a task's container wrote to standard output, as its log writer has it.
     pub(crate) fn stdout(&self, id: &str) -> String {
-        fs::read_to_string(
-            self.config
-                .state_dir
-                .join("tasks")
-                .join(id)
-                .join("stdout.log"),
-        )
-        .unwrap()
+        self.output(id, "stdout")
+    }
+
+    /// What it wrote to one stream.
+    pub(crate) fn output(&self, id: &str, stream: &str) -> String {
+        let text = fs::read_to_string(self.log(id)).unwrap_or_default();
+        // What is being written just now may be half a line.
+        let lines = text
+            .split_inclusive('\n')
+            .filter(|line| line.ends_with('\n'));
+        let entries = lines.map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+        let entries = entries.filter(|entry| entry["stream"] == stream);
+        let logs = entries.map(|entry| entry["log"].as_str().unwrap().to_owned());
+        logs.collect()
+    }
+
+    /// The file of a container's newest output.
+    pub(crate) fn log(&self, id: &str) -> PathBuf {
+        self.files(id).join(format!("{id}-json.log"))
+    }
+
+    /// The directory of a task.
+    pub(crate) fn files(&self, id: &str) -> PathBuf {
+        self.config.state_dir.join("tasks").join(id)
     }
 }
 
@@ -144,7 +161,8 @@ impl Lab {
     pub(crate) fn subject(&self, name: &str) -> Node {
         let address = self.machine.containerd.engine_address();
         let state = self.path(&format!("node-{name}"));
-        let config = ContainerdConfig::new(&address, &self.namespace(name), state);
+        let mut config = ContainerdConfig::new(&address, &self.namespace(name), state);
+        config.program = PathBuf::from(env!("CARGO_BIN_EXE_swarm-tool"));
         Node {
             config,
             image: self.image("test:1"),
@@ -301,9 +319,9 @@ fn table(tag: &str) -> String {
 }
 
 /// Names of the nodes that tests use, for the leak check.
-pub(crate) const NODES: [&str; 12] = [
-    "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports", "hostnet",
-    "proxy", "stale", "gone",
+pub(crate) const NODES: [&str; 13] = [
+    "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports",
+    "hostnet", "proxy", "stale", "gone",
 ];
 
 /// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.

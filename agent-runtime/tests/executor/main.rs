@@ -18,6 +18,7 @@ mod crashes;
 mod images;
 mod lab;
 mod network;
+mod options;
 mod suite;
 
 use std::sync::Arc;
@@ -70,5 +71,6 @@ async fn containerd_backend() {
     containerd::run(&mut lab).await;
     crashes::run(&mut lab).await;
     network::run(&lab).await;
+    options::run(&lab).await;
     lab.finish();
 }

@@ -74,13 +74,13 @@ pub(crate) struct ContainerFlags {
     #[arg(long = "container-label", value_name = "KEY=VALUE")]
     pub(crate) container_labels: Vec<String>,
     /// Give the container a terminal
-    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(short, long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) tty: Option<bool>,
     /// Keep stdin open
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) open_stdin: Option<bool>,
     /// Run an init process that reaps children
-    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true", hide = true)]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) init: Option<bool>,
     /// Mount the root file system read-only
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
@@ -127,31 +127,31 @@ pub(crate) struct ContainerFlags {
     #[arg(long = "dns-option", value_name = "OPTION")]
     pub(crate) dns_options: Vec<String>,
     /// Command that tells whether the container is healthy
-    #[arg(long, value_name = "COMMAND", hide = true)]
+    #[arg(long, value_name = "COMMAND")]
     pub(crate) health_cmd: Option<String>,
     /// Time between two health checks
-    #[arg(long, value_name = "DURATION", hide = true)]
+    #[arg(long, value_name = "DURATION")]
     pub(crate) health_interval: Option<String>,
     /// Longest time of one health check
-    #[arg(long, value_name = "DURATION", hide = true)]
+    #[arg(long, value_name = "DURATION")]
     pub(crate) health_timeout: Option<String>,
     /// Failures in a row that make it unhealthy
-    #[arg(long, value_name = "N", allow_negative_numbers = true, hide = true)]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) health_retries: Option<String>,
     /// Time to start in which failures don't count
-    #[arg(long, value_name = "DURATION", hide = true)]
+    #[arg(long, value_name = "DURATION")]
     pub(crate) health_start_period: Option<String>,
     /// Time between two health checks while starting
-    #[arg(long, value_name = "DURATION", hide = true)]
+    #[arg(long, value_name = "DURATION")]
     pub(crate) health_start_interval: Option<String>,
     /// Ignore the health check of the image
     #[arg(long, conflicts_with_all = ["health_cmd", "health_interval", "health_timeout", "health_retries", "health_start_period", "health_start_interval"])]
     pub(crate) no_healthcheck: bool,
-    /// Log driver of the tasks
-    #[arg(long, value_name = "DRIVER", hide = true)]
+    /// What becomes of the output: json-file (the default), local, journald or none
+    #[arg(long, value_name = "DRIVER")]
     pub(crate) log_driver: Option<String>,
-    /// Option of the log driver
-    #[arg(long = "log-opt", value_name = "KEY=VALUE", hide = true)]
+    /// Option of the log driver, as max-size=20m or max-file=5
+    #[arg(long = "log-opt", value_name = "KEY=VALUE")]
     pub(crate) log_opts: Vec<String>,
 }
 

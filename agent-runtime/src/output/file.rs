@@ -1,0 +1,272 @@
+//! Files of JSON lines, as Docker's `json-file` driver writes them:
+//! `{"log":"text\n","stream":"stdout","time":"2026-01-02T03:04:05.123456789Z"}`.
+//!
+//! An entry is whole in one file. A file that would get too large is renamed to `.1`, the one
+//! before to `.2`, and so on; the oldest goes.
+
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::{self, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use super::lines::Stream;
+
+/// Mode of the files: output may hold secrets.
+const MODE: u32 = 0o640;
+/// Bytes that are written at once.
+const BATCH: usize = 64 << 10;
+
+/// The files of one container.
+#[derive(Debug)]
+pub(super) struct Files {
+    path: PathBuf,
+    file: File,
+    /// Bytes in the current file.
+    size: u64,
+    limit: Option<u64>,
+    count: u32,
+    attrs: BTreeMap<String, String>,
+    /// Entries that are not written yet.
+    batch: Vec<u8>,
+    batch_entries: u64,
+    /// Entries that could not be written since the last one that could.
+    lost: u64,
+}
+
+#[derive(Serialize)]
+struct Entry<'a> {
+    log: &'a str,
+    stream: &'a str,
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    attrs: &'a BTreeMap<String, String>,
+    time: &'a str,
+}
+
+impl Files {
+    pub(super) fn open(
+        path: &Path,
+        (limit, count): (Option<u64>, u32),
+        attrs: BTreeMap<String, String>,
+    ) -> io::Result<Self> {
+        let file = create(path)?;
+        Ok(Self {
+            path: path.to_owned(),
+            size: file.metadata()?.len(),
+            file,
+            limit,
+            count,
+            attrs,
+            batch: Vec::new(),
+            batch_entries: 0,
+            lost: 0,
+        })
+    }
+
+    /// Adds an entry; it is in the file after [`Files::flush`].
+    pub(super) fn add(&mut self, stream: Stream, text: &[u8], time: &str) {
+        if self.lost > 0 {
+            self.flush();
+        }
+        if self.lost > 0 {
+            let note = format!("{} lines before this one could not be written\n", self.lost);
+            self.put(Stream::Stderr, &note, time);
+        }
+        self.put(stream, &String::from_utf8_lossy(text), time);
+    }
+
+    fn put(&mut self, stream: Stream, text: &str, time: &str) {
+        let entry = Entry {
+            log: text,
+            stream: stream.name(),
+            attrs: &self.attrs,
+            time,
+        };
+        let before = self.batch.len();
+        // Writing to memory does not fail.
+        let encoded = serde_json::to_writer(&mut self.batch, &entry);
+        debug_assert!(encoded.is_ok());
+        self.batch.push(b'\n');
+        self.batch_entries += 1;
+        let full = self
+            .limit
+            .is_some_and(|limit| self.size + self.batch.len() as u64 > limit);
+        if full {
+            let last = self.batch.split_off(before);
+            self.batch_entries -= 1;
+            self.flush();
+            self.rotate();
+            self.batch = last;
+            self.batch_entries = 1;
+        }
+        if self.batch.len() >= BATCH {
+            self.flush();
+        }
+    }
+
+    /// Writes what was added. What can't be written is counted, and told with the next entry that can: a full disk
+    /// does not stop the container.
+    pub(super) fn flush(&mut self) {
+        if self.batch.is_empty() {
+            return;
+        }
+        match self.file.write_all(&self.batch) {
+            Ok(()) => {
+                self.size += self.batch.len() as u64;
+                self.lost = 0;
+            }
+            Err(_) => {
+                self.lost += self.batch_entries;
+                // Half an entry would spoil the line of the next one.
+                let _ = self.file.set_len(self.size);
+            }
+        }
+        self.batch.clear();
+        self.batch_entries = 0;
+    }
+
+    /// Begins a new file. Where that fails the old one goes on.
+    fn rotate(&mut self) {
+        if self.size == 0 {
+            return;
+        }
+        if self.count <= 1 {
+            if self.file.set_len(0).is_ok() {
+                self.size = 0;
+            }
+            return;
+        }
+        for number in (1..self.count - 1).rev() {
+            let _ = std::fs::rename(self.older(number), self.older(number + 1));
+        }
+        if std::fs::rename(&self.path, self.older(1)).is_err() {
+            return;
+        }
+        if let Ok(file) = create(&self.path) {
+            self.file = file;
+            self.size = 0;
+        }
+    }
+
+    fn older(&self, number: u32) -> PathBuf {
+        let mut name = self.path.clone().into_os_string();
+        name.push(format!(".{number}"));
+        name.into()
+    }
+}
+
+fn create(path: &Path) -> io::Result<File> {
+    OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(MODE)
+        .open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TIME: &str = "2026-01-02T03:04:05.000000006Z";
+
+    fn read(path: &Path) -> Vec<serde_json::Value> {
+        let text = std::fs::read_to_string(path).unwrap();
+        text.lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect()
+    }
+
+    #[test]
+    fn lines_are_dockers() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x-json.log");
+        let mut files = Files::open(&path, (None, 1), BTreeMap::new()).unwrap();
+        files.add(Stream::Stdout, b"a \"b\"\t\xff\x1b[0m\n", TIME);
+        files.flush();
+        assert_eq!(
+            std::fs::read_to_string(&path).unwrap(),
+            "{\"log\":\"a \\\"b\\\"\\t\u{fffd}\\u001b[0m\\n\",\"stream\":\"stdout\",\
+             \"time\":\"2026-01-02T03:04:05.000000006Z\"}\n"
+        );
+        // Another writer, of the container's next process, goes on where this one ended.
+        let attrs = BTreeMap::from([("tag".to_owned(), "t".to_owned())]);
+        let mut files = Files::open(&path, (None, 1), attrs).unwrap();
+        files.add(Stream::Stderr, b"part", TIME);
+        files.flush();
+        let entries = read(&path);
+        assert_eq!(entries.len(), 2);
+        assert_eq!(entries[1]["attrs"]["tag"], "t");
+        assert_eq!(entries[1]["log"], "part");
+        assert_eq!(entries[1]["stream"], "stderr");
+    }
+
+    #[test]
+    fn files_rotate_and_the_oldest_goes() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x-json.log");
+        let mut files = Files::open(&path, (Some(1000), 3), BTreeMap::new()).unwrap();
+        for number in 0..100 {
+            files.add(Stream::Stdout, format!("line {number}\n").as_bytes(), TIME);
+        }
+        files.flush();
+        let mut names: Vec<_> = std::fs::read_dir(dir.path())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect();
+        names.sort();
+        assert_eq!(names, ["x-json.log", "x-json.log.1", "x-json.log.2"]);
+        let mut kept = Vec::new();
+        for name in ["x-json.log.2", "x-json.log.1", "x-json.log"] {
+            let path = dir.path().join(name);
+            assert!(std::fs::metadata(&path).unwrap().len() <= 1000);
+            kept.extend(read(&path).into_iter().map(|entry| entry["log"].clone()));
+        }
+        // The newest, without a gap.
+        let expected: Vec<String> = (100 - kept.len()..100)
+            .map(|n| format!("line {n}\n"))
+            .collect();
+        assert_eq!(kept, expected);
+    }
+
+    #[test]
+    fn a_single_file_begins_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x-json.log");
+        let mut files = Files::open(&path, (Some(300), 1), BTreeMap::new()).unwrap();
+        for number in 0..10 {
+            files.add(Stream::Stdout, format!("line {number}\n").as_bytes(), TIME);
+        }
+        files.flush();
+        assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+        assert_eq!(read(&path).last().unwrap()["log"], "line 9\n");
+        assert!(std::fs::metadata(&path).unwrap().len() <= 300);
+    }
+
+    #[test]
+    fn what_a_full_disk_swallowed_is_told() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("x-json.log");
+        let mut files = Files::open(&path, (None, 1), BTreeMap::new()).unwrap();
+        let good = std::mem::replace(
+            &mut files.file,
+            OpenOptions::new().append(true).open("/dev/full").unwrap(),
+        );
+        for line in ["a\n", "b\n"] {
+            files.add(Stream::Stdout, line.as_bytes(), TIME);
+            files.flush();
+        }
+        files.file = good;
+        files.add(Stream::Stdout, b"c\n", TIME);
+        files.flush();
+        let logs: Vec<_> = read(&path)
+            .into_iter()
+            .map(|entry| entry["log"].clone())
+            .collect();
+        assert_eq!(
+            logs,
+            ["2 lines before this one could not be written\n", "c\n"]
+        );
+    }
+}
