@@ -10,7 +10,7 @@ RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release
 # What Debian has of what is needed, each with the program by which it is known elsewhere: to build (protoc, C linker),
 # and to run containers and test with them.
 BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
-RUN := containerd:containerd runc:runc nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
+RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
        busybox-static:busybox ca-certificates gzip:gzip
 
 # Arguments of `make sim`.

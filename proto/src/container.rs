@@ -28,6 +28,8 @@ pub(crate) fn check(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) 
     check_process(faults, field, spec);
     check_dns(faults, field, spec);
     check_limits(faults, field, spec);
+    check_devices(faults, field, spec);
+    check_runtime(faults, field, spec);
     privileges::check(faults, field, spec);
     mounts::check(faults, &at("mounts"), &spec.mounts);
     dependencies::check(faults, field, spec);
@@ -188,6 +190,57 @@ fn check_limits(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
                 format!("{} is given twice", shown(&limit.name)),
             );
         }
+    }
+}
+
+/// Smallest `/dev/shm`: a page.
+const SHM_MIN: i64 = 4096;
+
+fn check_devices(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
+    for (i, device) in spec.devices.iter().enumerate() {
+        let field = format!("{field}.devices[{i}]");
+        if !is_absolute(&device.path_on_host) {
+            let path = shown(&device.path_on_host);
+            faults.add(
+                format!("{field}.path_on_host"),
+                format!("{path} is not an absolute path"),
+            );
+        }
+        let inside = &device.path_in_container;
+        if !inside.is_empty() && !is_absolute(inside) {
+            faults.add(
+                format!("{field}.path_in_container"),
+                format!("{} is not an absolute path", shown(inside)),
+            );
+        }
+        if !device.permissions.chars().all(|c| "rwm".contains(c)) {
+            let permissions = shown(&device.permissions);
+            faults.add(
+                format!("{field}.permissions"),
+                format!("{permissions} has more than r, w and m in it"),
+            );
+        }
+    }
+    if spec.shm_bytes != 0 && spec.shm_bytes < SHM_MIN {
+        faults.add(
+            format!("{field}.shm_bytes"),
+            format!("{} is too small; give at least {SHM_MIN}", spec.shm_bytes),
+        );
+    }
+}
+
+/// A name is looked for among the node's programs: a path would let a service pick any file of it.
+fn check_runtime(faults: &mut Faults, field: &str, spec: &pb::ContainerSpec) {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '-' | '_');
+    let name = &spec.oci_runtime;
+    if !name.chars().all(plain) || name.starts_with(['.', '-']) {
+        faults.add(
+            format!("{field}.oci_runtime"),
+            format!(
+                "{} is not the name of a runtime; write runc, crun or io.containerd.NAME.v1",
+                shown(name)
+            ),
+        );
     }
 }
 

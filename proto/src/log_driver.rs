@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 
-use crate::invalid::{FieldError, shown};
+use crate::invalid::{Faults, FieldError, shown};
 use crate::pb;
 
 /// Size of one file when nothing is said (that of Docker's `local` driver).
@@ -121,6 +121,22 @@ impl Tag {
     }
 }
 
+/// Whether nodes have a driver of this name; the empty one is the default's.
+#[must_use]
+pub fn is_served(name: &str) -> bool {
+    matches!(name, "" | "json-file" | "local" | "journald" | "none")
+}
+
+/// What is wrong with the options of a driver that nodes have; nothing where they have none.
+pub(crate) fn check(faults: &mut Faults, field: &str, driver: Option<&pb::Driver>) {
+    let Some(driver) = driver.filter(|driver| is_served(&driver.name)) else {
+        return;
+    };
+    for fault in parse(field, Some(driver)).err().unwrap_or_default() {
+        faults.add(fault.field, fault.reason);
+    }
+}
+
 /// Reads a driver; none is the default. `field` is its path, for the errors, which are all told.
 ///
 /// # Errors
@@ -146,17 +162,18 @@ pub fn parse(field: &str, driver: Option<&pb::Driver>) -> Result<LogDriver, Vec<
         "journald" => LogDriver::Journald(options.details()),
         "none" => LogDriver::None,
         name => {
-            let reason = format!(
-                "{} is not supported; use json-file, local, journald or none",
-                shown(name)
-            );
-            return Err(vec![FieldError {
-                field: format!("{field}.name"),
-                reason,
-            }]);
+            let reason = unserved(name);
+            let field = format!("{field}.name");
+            return Err(vec![FieldError { field, reason }]);
         }
     };
     options.finish(read)
+}
+
+/// What is said of a driver that no node has.
+pub(crate) fn unserved(name: &str) -> String {
+    let name = shown(name);
+    format!("{name} is not supported; use json-file, local, journald or none")
 }
 
 /// The options that are not read yet, and what was wrong with those that are.

@@ -18,7 +18,7 @@ pub use crate::ports::{HostPort, Port, Protocol, PublishMode};
 use crate::resources::{self, Reservations};
 pub use crate::restart::{RestartCondition, RestartPolicy};
 pub use crate::update::{FailureAction, UpdateConfig, UpdateOrder};
-use crate::{container, mounts, name, ports, restart, update};
+use crate::{container, log_driver, mounts, name, ports, restart, update};
 
 /// Most replicas one service may ask for. A manager stores about 1 KiB a task, so this bounds one
 /// service to about 200 MiB.
@@ -262,6 +262,7 @@ fn parse_task(faults: &mut Faults, wire: Option<&pb::TaskSpec>, ports: &[Port]) 
     };
     let mounts = check_runtime(faults, wire.runtime.as_ref());
     check_networks(faults, "task.networks", &wire.networks);
+    log_driver::check(faults, "task.log_driver", wire.log_driver.as_ref());
     for (i, reference) in wire.resource_references.iter().enumerate() {
         let field = format!("task.resource_references[{i}]");
         let _: Option<pb::ResourceType> = faults.known(

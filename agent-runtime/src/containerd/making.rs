@@ -5,6 +5,8 @@ use std::path::Path;
 use std::sync::Arc;
 
 use containerd_client::types::Mount;
+use prost::Message as _;
+use prost_types::Any;
 use swarm_proto::log_driver::{self, LogDriver};
 use swarm_proto::pb;
 use swarm_proto::service::InvalidSpec;
@@ -12,6 +14,7 @@ use swarm_proto::service::InvalidSpec;
 use super::account::{self, Account};
 use super::cgroup;
 use super::container::{NewContainer, Runtime, Stdio};
+use super::device;
 use super::files::{self, Names, make_closed};
 use super::image::Image;
 use super::label;
@@ -134,10 +137,7 @@ impl Making {
             image: image_name,
             labels,
             spec: &spec,
-            runtime: Runtime {
-                name: RUNTIME.to_owned(),
-                options: None,
-            },
+            runtime: runtime(&container.oci_runtime),
         };
         self.node.containers.create(new).await?;
         let pid = self.process(&image, root, stdio).await?;
@@ -241,6 +241,7 @@ impl Making {
             account,
             hostname: names.hostname,
             mounts: all_mounts,
+            devices: &device::resolve(&names.container.devices)?,
             netns: (names.network == Network::Host).then(|| self.node.network.node_netns()),
             cgroup: cgroup::path(self.node.client.namespace(), self.id()),
             cgroup_v2: cgroup::only_v2(),
@@ -322,6 +323,34 @@ impl Making {
         }
         Ok(labels)
     }
+}
+
+/// What runs a container: a shim by its name, or runc's with another program.
+fn runtime(name: &str) -> Runtime {
+    if name.starts_with("io.containerd.") {
+        return Runtime {
+            name: name.to_owned(),
+            options: None,
+        };
+    }
+    let options = RuncOptions {
+        binary_name: name.to_owned(),
+    };
+    Runtime {
+        name: RUNTIME.to_owned(),
+        options: (!name.is_empty()).then(|| Any {
+            type_url: "containerd.runc.v1.Options".to_owned(),
+            value: options.encode_to_vec(),
+        }),
+    }
+}
+
+/// What runc's shim is told, as far as it is here: containerd's `containerd.runc.v1.Options`.
+#[derive(Clone, PartialEq, prost::Message)]
+struct RuncOptions {
+    /// The program, by its name.
+    #[prost(string, tag = "6")]
+    binary_name: String,
 }
 
 /// The health check of a container, if it has one.

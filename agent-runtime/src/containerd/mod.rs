@@ -15,7 +15,7 @@
 //! |---|---|
 //! | `client` `lease` `content` `snapshot` `container` | containerd's services |
 //! | `registry` `manifest` `image` | pulling, once for all who want the same |
-//! | `spec` `security` `seccomp` `mounts` `account` `template` `support` | pure: from the task to the runtime spec |
+//! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
 //! | `tool` | the program that log writers and init processes are |
@@ -30,6 +30,7 @@ mod client;
 mod container;
 mod content;
 mod controller;
+mod device;
 mod exec;
 mod files;
 mod healthcheck;

@@ -76,9 +76,11 @@ impl NewVolume {
 }
 
 /// What the kernel offers: `/proc`, `/dev`, `/sys` and what is below.
-pub(super) fn kernel() -> Vec<Value> {
+pub(super) fn kernel(shm_bytes: i64) -> Vec<Value> {
     let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
-    let shm = format!("size={SHM_BYTES}");
+    let shm_bytes = u64::try_from(shm_bytes).unwrap_or(0);
+    let shm_bytes = if shm_bytes == 0 { SHM_BYTES } else { shm_bytes };
+    let shm = format!("size={shm_bytes}");
     vec![
         mount("/proc", "proc", &["nosuid", "noexec", "nodev"]),
         mount(

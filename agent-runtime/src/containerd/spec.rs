@@ -12,6 +12,7 @@ use swarm_proto::signal::signal_number;
 use swarm_proto::ulimit;
 
 use super::account::Account;
+use super::device::Device;
 use super::manifest::RunConfig;
 use super::mounts;
 use super::security::{Security, hidden_paths};
@@ -39,6 +40,8 @@ pub(super) struct Input<'a> {
     pub account: &'a Account,
     pub hostname: &'a str,
     pub mounts: Vec<Value>,
+    /// The node's devices that the container may use.
+    pub devices: &'a [Device],
     /// Another network namespace to join; `None` makes one, with loopback up.
     pub netns: Option<PathBuf>,
     pub cgroup: String,
@@ -50,7 +53,7 @@ pub(super) struct Input<'a> {
 pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
     let security = Security::read(input.container)?;
     let (masked, read_only) = hidden_paths();
-    let mut all_mounts = mounts::kernel();
+    let mut all_mounts = mounts::kernel(input.container.shm_bytes);
     all_mounts.extend(input.mounts.iter().cloned());
     let mut linux = json!({
         "resources": resources(input)?,
@@ -60,6 +63,10 @@ pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
         "readonlyPaths": read_only,
         "sysctl": sysctls(input),
     });
+    if !input.devices.is_empty() {
+        let devices: Vec<Value> = input.devices.iter().map(Device::node).collect();
+        set(&mut linux, "devices", Some(devices.into()));
+    }
     set(&mut linux, "seccomp", security.seccomp.clone());
     set(
         &mut linux,
@@ -313,7 +320,9 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
         let shares = (reservations.nano_cpus.saturating_mul(1024) / 1_000_000_000).max(2);
         cpu.insert("shares".to_owned(), json!(shares));
     }
-    let mut resources = json!({ "devices": [{ "allow": false, "access": "rwm" }] });
+    let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
+    rules.extend(input.devices.iter().map(Device::rule));
+    let mut resources = json!({ "devices": rules });
     set(
         &mut resources,
         "memory",

@@ -32,6 +32,7 @@ impl Case {
     fn build(&self) -> Result<Value, String> {
         let node = NodeFacts::default();
         let input = Input {
+            devices: &[],
             task: &self.task,
             container: &self.container,
             image: &self.image,

@@ -156,27 +156,10 @@ mod tests {
             (pb::ContainerSpec::default(), "no image"),
             (
                 pb::ContainerSpec {
-                    tty: true,
+                    secrets: vec![pb::SecretReference::default()],
                     ..image()
                 },
-                "tty",
-            ),
-            (
-                pb::ContainerSpec {
-                    init: Some(true),
-                    ..image()
-                },
-                "init",
-            ),
-            (
-                pb::ContainerSpec {
-                    healthcheck: Some(pb::HealthConfig {
-                        test: vec!["CMD".to_owned(), "true".to_owned()],
-                        ..Default::default()
-                    }),
-                    ..image()
-                },
-                "healthcheck",
+                "secrets",
             ),
         ] {
             let error = container(&task(spec, &[])).unwrap_err().to_string();
@@ -233,18 +216,9 @@ mod tests {
         assert!(!at_node(&spec) && !at_manager(&spec));
         let refused: &[fn(&mut pb::ContainerSpec)] = &[
             |spec| spec.image.clear(),
-            |spec| spec.tty = true,
-            |spec| spec.open_stdin = true,
-            |spec| spec.init = Some(true),
             |spec| spec.secrets.push(pb::SecretReference::default()),
             |spec| spec.configs.push(pb::ConfigReference::default()),
             |spec| spec.isolation = 1,
-            |spec| {
-                spec.healthcheck
-                    .get_or_insert_default()
-                    .test
-                    .push(String::new())
-            },
             |spec| spec.capability_add.push("FLY".to_owned()),
             |spec| spec.capability_drop.push("FLY".to_owned()),
             |spec| {

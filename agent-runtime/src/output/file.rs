@@ -72,12 +72,14 @@ impl Files {
         }
         if self.lost > 0 {
             let note = format!("{} lines before this one could not be written\n", self.lost);
-            self.put(Stream::Stderr, &note, time);
+            // The note itself is no line of the container's: it does not count if it is lost too.
+            self.put((Stream::Stderr, 0), &note, time);
         }
-        self.put(stream, &String::from_utf8_lossy(text), time);
+        self.put((stream, 1), &String::from_utf8_lossy(text), time);
     }
 
-    fn put(&mut self, stream: Stream, text: &str, time: &str) {
+    /// Adds an entry that counts as so many of the container's.
+    fn put(&mut self, (stream, count): (Stream, u64), text: &str, time: &str) {
         let entry = Entry {
             log: text,
             stream: stream.name(),
@@ -89,17 +91,17 @@ impl Files {
         let encoded = serde_json::to_writer(&mut self.batch, &entry);
         debug_assert!(encoded.is_ok());
         self.batch.push(b'\n');
-        self.batch_entries += 1;
+        self.batch_entries += count;
         let full = self
             .limit
             .is_some_and(|limit| self.size + self.batch.len() as u64 > limit);
         if full {
             let last = self.batch.split_off(before);
-            self.batch_entries -= 1;
+            self.batch_entries -= count;
             self.flush();
             self.rotate();
             self.batch = last;
-            self.batch_entries = 1;
+            self.batch_entries = count;
         }
         if self.batch.len() >= BATCH {
             self.flush();

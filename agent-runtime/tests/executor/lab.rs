@@ -17,7 +17,7 @@ use crate::images::{self, Images};
 use crate::suite::{self, Program, Subject};
 
 /// What the tests need beside a lab's programs, with its Debian package.
-const NEEDED: [(&str, &str); 1] = [("busybox", "busybox-static")];
+const NEEDED: [(&str, &str); 2] = [("busybox", "busybox-static"), ("crun", "crun")];
 const WAIT_MAX: Duration = Duration::from_secs(60);
 
 pub(crate) struct Lab {

@@ -14,7 +14,7 @@ use swarm_proto::time::duration_to_wire;
 
 use crate::containerd::{container, finish};
 use crate::lab::{self, Lab, Node};
-use crate::suite::{Subject as _, running};
+use crate::suite::{Program, Subject as _, running};
 
 pub(crate) async fn run(lab: &Lab) {
     let node = lab.subject("options");
@@ -36,7 +36,58 @@ pub(crate) async fn run(lab: &Lab) {
 
     is_looked_after_by_the_next_executor(&node).await;
 
+    has_its_devices(&node).await;
+    is_run_by_what_it_asks_for(&node).await;
     node.executor().await.purge().await.unwrap();
+}
+
+async fn has_its_devices(node: &Node) {
+    // The kernel has it everywhere, and no container has it unasked.
+    let script = "ls -l /dev/lent | cut -c1-1; (: < /dev/lent) && echo read; (: >> /dev/lent) || echo kept; \
+                  df -k /dev/shm | tail -1 | awk '{ print $2 }'";
+    let mut order = node.sh("device", script);
+    container(&mut order).devices = vec![pb::container_spec::Device {
+        path_on_host: "/dev/fuse".to_owned(),
+        path_in_container: "/dev/lent".to_owned(),
+        permissions: "r".to_owned(),
+    }];
+    container(&mut order).shm_bytes = 3 << 20;
+    let (exit, text) = finish(node, order).await;
+    assert_eq!((exit.code, text.as_str()), (0, "c\nread\nkept\n3072\n"));
+}
+
+async fn is_run_by_what_it_asks_for(node: &Node) {
+    let executor = node.executor().await;
+    for name in ["runc", "crun"] {
+        let id = format!("by-{name}");
+        let mut order = node.order(&id, Program::Forever);
+        container(&mut order).oci_runtime = name.to_owned();
+        let mut task = executor.controller(order).await.unwrap();
+        if let Err(error) = task.prepare().await {
+            // crun's own words where both versions of cgroups have controllers.
+            let error = fatal(error);
+            assert!(
+                name == "crun" && error.contains("cgroups in hybrid mode"),
+                "{error}"
+            );
+            task.remove().await.unwrap();
+            continue;
+        }
+        task.start().await.unwrap();
+        node.await_handlers(&id);
+        // crun keeps its state in another file than runc.
+        let state = Path::new("/run/containerd/runc").join(&node.config.namespace);
+        assert_eq!(state.join(&id).join("status").exists(), name == "crun");
+        task.shutdown().await.unwrap();
+        assert_eq!(task.wait().await.unwrap().code, 0);
+        task.remove().await.unwrap();
+    }
+    let mut order = node.sh("by-none", "true");
+    container(&mut order).oci_runtime = "no-such-runtime".to_owned();
+    let mut task = executor.controller(order).await.unwrap();
+    let error = fatal(task.prepare().await.unwrap_err());
+    assert!(error.contains("no-such-runtime"), "{error}");
+    task.remove().await.unwrap();
 }
 
 async fn has_a_terminal(node: &Node) {

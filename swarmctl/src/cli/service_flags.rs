@@ -114,6 +114,15 @@ pub(crate) struct ContainerFlags {
     /// Preference of the kernel to kill it when memory is short, -1000 to 1000
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) oom_score_adj: Option<String>,
+    /// Device of the node, or directory of devices
+    #[arg(long = "device", value_name = "PATH[:PATH-INSIDE[:rwm]]")]
+    pub(crate) devices: Vec<String>,
+    /// Size of /dev/shm [default: 64m]
+    #[arg(long, value_name = "SIZE")]
+    pub(crate) shm_size: Option<String>,
+    /// What runs the containers: runc, crun, or a shim as io.containerd.runsc.v1 [default: runc]
+    #[arg(long, value_name = "NAME")]
+    pub(crate) runtime: Option<String>,
     /// Line for /etc/hosts
     #[arg(long = "host", value_name = "HOST:IP")]
     pub(crate) hosts: Vec<String>,

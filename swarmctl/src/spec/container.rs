@@ -4,11 +4,11 @@ use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use swarm_proto::pb::ContainerSpec;
-use swarm_proto::pb::container_spec::{DnsConfig, Ulimit};
+use swarm_proto::pb::container_spec::{Device, DnsConfig, Ulimit};
 use swarm_proto::ulimit;
 
 use super::text::{FILLED, IMAGE, PATH, SETTING};
-use super::value::OOM_SCORE_ADJ;
+use super::value::{OOM_SCORE_ADJ, SIZE};
 use super::{DURATION, Form, Problems, mount, policy};
 use crate::cli::{ContainerFlags, ReachFlags};
 
@@ -47,6 +47,11 @@ const CAPABILITY: Form<String> = Form {
     parse: capability,
 };
 
+const DEVICE: Form<Device> = Form {
+    accepted: "PATH[:PATH-INSIDE[:PERMISSIONS]], permissions being of r, w and m",
+    parse: device,
+};
+
 /// Applies the flags that are given; lists replace those of the spec.
 pub(super) fn apply(
     flags: &ContainerFlags,
@@ -83,6 +88,7 @@ pub(super) fn apply(
     container.open_stdin = flags.open_stdin.unwrap_or(container.open_stdin);
     container.read_only = flags.read_only.unwrap_or(container.read_only);
     container.init = flags.init.or(container.init);
+    machine(flags, container, problems);
     stop(flags, container, problems);
     kernel(flags, container, problems);
     names(flags, container, problems);
@@ -198,6 +204,19 @@ fn kernel(flags: &ContainerFlags, container: &mut ContainerSpec, problems: &mut 
     }
 }
 
+/// What it has of its machine.
+fn machine(flags: &ContainerFlags, container: &mut ContainerSpec, problems: &mut Problems) {
+    if !flags.devices.is_empty() {
+        container.devices = problems.each("--device", &flags.devices, &DEVICE);
+    }
+    if let Some(size) = problems.optional("--shm-size", flags.shm_size.as_ref(), &SIZE) {
+        container.shm_bytes = size;
+    }
+    if let Some(runtime) = problems.optional("--runtime", flags.runtime.as_ref(), &FILLED) {
+        container.oci_runtime = runtime;
+    }
+}
+
 fn names(flags: &ContainerFlags, container: &mut ContainerSpec, problems: &mut Problems) {
     if !flags.hosts.is_empty() {
         container.hosts = hosts("--host", &flags.hosts, problems);
@@ -294,9 +313,51 @@ fn capability(text: &str) -> Result<String, String> {
     })
 }
 
+/// As `docker run` takes it: what follows one path may be the other or the permissions.
+fn device(text: &str) -> Result<Device, String> {
+    let permissions = |text: &str| !text.is_empty() && text.chars().all(|c| "rwm".contains(c));
+    let parts: Vec<&str> = text.split(':').collect();
+    let (path, inside, permitted) = match parts.as_slice() {
+        [path] => (*path, "", ""),
+        [path, second] if permissions(second) => (*path, "", *second),
+        [path, inside] => (*path, *inside, ""),
+        [path, inside, third] if permissions(third) => (*path, *inside, *third),
+        _ => return Err("there are more parts than three, or other permissions".to_owned()),
+    };
+    let absolute = |path: &str| path.starts_with('/');
+    if !absolute(path) || !(inside.is_empty() || absolute(inside)) {
+        return Err("a path does not begin with /".to_owned());
+    }
+    Ok(Device {
+        path_on_host: path.to_owned(),
+        path_in_container: inside.to_owned(),
+        permissions: permitted.to_owned(),
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn devices() {
+        let read = |text: &str| {
+            let device = device(text).ok()?;
+            Some([
+                device.path_on_host,
+                device.path_in_container,
+                device.permissions,
+            ])
+        };
+        let parts = |parts: [&str; 3]| Some(parts.map(str::to_owned));
+        assert_eq!(read("/dev/fuse"), parts(["/dev/fuse", "", ""]));
+        assert_eq!(read("/dev/a:rw"), parts(["/dev/a", "", "rw"]));
+        assert_eq!(read("/dev/a:/dev/b"), parts(["/dev/a", "/dev/b", ""]));
+        assert_eq!(read("/dev/a:/dev/b:r"), parts(["/dev/a", "/dev/b", "r"]));
+        for bad in ["", "fuse", "/dev/a:b", "/dev/a:/b:x", "/a:/b:r:w"] {
+            assert_eq!(read(bad), None, "{bad}");
+        }
+    }
 
     #[test]
     fn signals() {

@@ -150,6 +150,21 @@ fn kernel(details: &mut Details, container: &pb::ContainerSpec) {
     if container.pids_limit > 0 {
         details.put("Most processes", container.pids_limit.to_string());
     }
+    let device = |device: &pb::container_spec::Device| {
+        let parts = [
+            &device.path_on_host,
+            &device.path_in_container,
+            &device.permissions,
+        ];
+        let given = parts.into_iter().filter(|part| !part.is_empty());
+        given.map(String::as_str).collect::<Vec<_>>().join(":")
+    };
+    let devices = container.devices.iter().map(device);
+    details.put("Devices", devices.collect::<Vec<_>>().join(", "));
+    if container.shm_bytes > 0 {
+        details.put("Size of /dev/shm", amount::bytes(container.shm_bytes));
+    }
+    details.put("Runtime", container.oci_runtime.as_str());
     if container.oom_score_adj != 0 {
         details.put("OOM score adjustment", container.oom_score_adj.to_string());
     }

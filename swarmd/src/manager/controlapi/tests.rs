@@ -149,8 +149,8 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let mut several = spec(1, 1, 1).wire.as_ref().clone();
     let task = several.task.as_mut().unwrap();
     if let Some(pb::task_spec::Runtime::Container(container)) = &mut task.runtime {
-        container.tty = true;
-        container.init = Some(true);
+        container.secrets = vec![pb::SecretReference::default()];
+        container.hosts = vec!["host-gateway a".to_owned()];
     }
     task.log_driver = Some(pb::Driver {
         name: "syslog".to_owned(),
@@ -162,8 +162,8 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
         async move { api.create_service(request).await.unwrap_err() }
     };
     let fields = [
-        "task.container.tty: ",
-        "task.container.init: ",
+        "task.container.secrets: ",
+        "task.container.hosts[0]: ",
         "task.log_driver.name: ",
     ];
     let refused = told(several.clone()).await;
