@@ -9,6 +9,7 @@ mod e2e {
     mod certificates;
     mod host;
     mod images;
+    mod kills;
     mod managers;
     mod messages;
     mod refusals;

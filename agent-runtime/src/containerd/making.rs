@@ -90,6 +90,7 @@ impl Making {
         let ports = support::host_ports(task)?;
         let network = support::network(task, &ports)?;
         let files = self.node.files.of(self.id());
+        self.node.tool.ready().await?;
         files.create()?;
         let root = self
             .node

@@ -170,7 +170,6 @@ impl ContainerdExecutor {
         node.client.ensure_namespace().await?;
         lease::delete_all(&node.client).await?;
         node.files.close_to_others()?;
-        node.tool.install()?;
         node.network.restore(node.held().await?).await?;
         let (sender, returns) = watch::channel(0);
         let mut monitor = JoinSet::new();

@@ -11,6 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use swarm_proto::pb;
+use tokio::sync::OnceCell;
 
 use super::files;
 use crate::error::Error;
@@ -26,6 +27,7 @@ const EXECUTABLE: u32 = 0o755;
 pub(super) struct Tool {
     source: PathBuf,
     installed: PathBuf,
+    ready: OnceCell<()>,
 }
 
 impl Tool {
@@ -33,41 +35,21 @@ impl Tool {
         Self {
             source: source.to_owned(),
             installed: state.join("bin").join("swarmd"),
+            ready: OnceCell::new(),
         }
     }
 
-    /// Puts it where containerd finds it, unless it is there.
-    pub(super) fn install(&self) -> Result<(), Error> {
-        self.try_install().map_err(|error| {
-            files::failure(
-                &format!("the program {} of log writers", self.installed.display()),
-                &error,
-            )
-        })
-    }
-
-    fn try_install(&self) -> io::Result<()> {
-        let source = File::open(&self.source)?;
-        let wanted = source.metadata()?;
-        let there = std::fs::metadata(&self.installed);
-        if there.is_ok_and(|there| same(&wanted, &there)) {
-            return Ok(());
-        }
-        if let Some(dir) = self.installed.parent() {
-            std::fs::create_dir_all(dir)?;
-        }
-        let incoming = self.installed.with_extension("incoming");
-        let _ = std::fs::remove_file(&incoming);
-        // A second name costs nothing; another file system needs a copy.
-        let named = std::fs::canonicalize(&self.source)
-            .and_then(|source| std::fs::hard_link(source, &incoming));
-        if named.is_err() {
-            std::fs::copy(&self.source, &incoming)?;
-            let copy = File::options().write(true).open(&incoming)?;
-            copy.set_permissions(std::fs::Permissions::from_mode(EXECUTABLE))?;
-            copy.set_modified(wanted.modified()?)?;
-        }
-        std::fs::rename(&incoming, &self.installed)
+    /// Puts it where containerd finds it, unless it is there: before the first container is made.
+    pub(super) async fn ready(&self) -> Result<(), Error> {
+        let install = || async {
+            let (source, installed) = (self.source.clone(), self.installed.clone());
+            let done = tokio::task::spawn_blocking(move || install(&source, &installed)).await;
+            done.map_err(io::Error::other).flatten().map_err(|error| {
+                let path = self.installed.display();
+                files::failure(&format!("the program {path} of log writers"), &error)
+            })
+        };
+        self.ready.get_or_try_init(install).await.copied()
     }
 
     /// Removes it, with its directory.
@@ -120,6 +102,24 @@ fn needs_stdin(container: &pb::ContainerSpec) -> bool {
     container.open_stdin && !container.tty
 }
 
+/// A copy: damage to what lies in the state directory must not reach the program itself.
+fn install(source: &Path, installed: &Path) -> io::Result<()> {
+    let wanted = File::open(source)?.metadata()?;
+    let there = std::fs::metadata(installed);
+    if there.is_ok_and(|there| same(&wanted, &there)) {
+        return Ok(());
+    }
+    if let Some(dir) = installed.parent() {
+        std::fs::create_dir_all(dir)?;
+    }
+    let incoming = installed.with_extension("incoming");
+    std::fs::copy(source, &incoming)?;
+    let copy = File::options().write(true).open(&incoming)?;
+    copy.set_permissions(std::fs::Permissions::from_mode(EXECUTABLE))?;
+    copy.set_modified(wanted.modified()?)?;
+    std::fs::rename(&incoming, installed)
+}
+
 fn same(a: &Metadata, b: &Metadata) -> bool {
     let of = |metadata: &Metadata| (metadata.len(), metadata.mtime(), metadata.mtime_nsec());
     of(a) == of(b)
@@ -140,26 +140,26 @@ fn encoded(path: &Path) -> String {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_new_version_takes_the_place_of_the_old_one() {
+    #[tokio::test]
+    async fn a_new_version_takes_the_place_of_the_old_one() {
         let dir = tempfile::tempdir().unwrap();
         let source = dir.path().join("swarmd");
-        let tool = Tool::new(&source, &dir.path().join("state"));
-        assert!(
-            tool.install()
-                .unwrap_err()
-                .to_string()
-                .contains("bin/swarmd")
-        );
-        let read = || std::fs::read_to_string(&tool.installed).unwrap();
+        let installed = dir.path().join("state/bin/swarmd");
+        let tool = || Tool::new(&source, &dir.path().join("state"));
+        let error = tool().ready().await.unwrap_err().to_string();
+        assert!(error.contains("bin/swarmd"), "{error}");
+        let read = || std::fs::read_to_string(&installed).unwrap();
         for version in ["one", "two, longer"] {
-            let _ = std::fs::remove_file(&source);
             std::fs::write(&source, version).unwrap();
-            tool.install().unwrap();
-            tool.install().unwrap();
+            tool().ready().await.unwrap();
             assert_eq!(read(), version);
         }
-        tool.remove();
+        // Damage does not reach the source, and is gone with the next start.
+        std::fs::write(&installed, "damaged").unwrap();
+        tool().ready().await.unwrap();
+        assert_eq!(read(), "two, longer");
+        assert_eq!(std::fs::read_to_string(&source).unwrap(), "two, longer");
+        tool().remove();
         assert!(!dir.path().join("state/bin").exists());
     }
 

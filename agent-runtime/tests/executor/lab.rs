@@ -319,9 +319,9 @@ fn table(tag: &str) -> String {
 }
 
 /// Names of the nodes that tests use, for the leak check.
-pub(crate) const NODES: [&str; 13] = [
-    "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports",
-    "hostnet", "proxy", "stale", "gone",
+pub(crate) const NODES: [&str; 14] = [
+    "leaks", "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash",
+    "ports", "hostnet", "proxy", "stale", "gone",
 ];
 
 /// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.

@@ -17,6 +17,7 @@ mod containerd;
 mod crashes;
 mod images;
 mod lab;
+mod leaks;
 mod network;
 mod options;
 mod suite;
@@ -72,5 +73,14 @@ async fn containerd_backend() {
     crashes::run(&mut lab).await;
     network::run(&lab).await;
     options::run(&lab).await;
+    lab.finish();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn containerd_backend_leaves_nothing() {
+    let Some(lab) = lab::Lab::start() else {
+        return;
+    };
+    leaks::run(&lab).await;
     lab.finish();
 }

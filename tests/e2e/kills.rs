@@ -1,0 +1,118 @@
+//! swarmd, containerd and shims killed at every step of a container's life: pulled, unpacked, made, started, stopped,
+//! removed. Whatever the moment, each task ends up with one container, and nothing is left of those that went.
+
+use std::collections::BTreeSet;
+use std::time::Duration;
+
+use harness::cluster::{Cluster, LIMIT};
+use harness::lab::lab::available;
+use harness::lab::process;
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+const REPLICAS: usize = 3;
+/// Moments after a command at which something is killed: from before the first step to after the last one.
+const MOMENTS: u64 = 10;
+const STEP: Duration = Duration::from_millis(60);
+
+/// What is killed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Victim {
+    Swarmd,
+    Containerd,
+    Shim,
+}
+
+#[test]
+fn containerd_swarmd_killed_at_any_step_never_has_two_containers_of_a_task() {
+    sweep(Victim::Swarmd);
+}
+
+#[test]
+fn containerd_itself_killed_at_any_step_is_caught_up_with() {
+    sweep(Victim::Containerd);
+}
+
+#[test]
+fn containerd_shims_killed_at_any_step_are_replaced() {
+    sweep(Victim::Shim);
+}
+
+fn sweep(victim: Victim) {
+    if !available("kills at every step") {
+        return;
+    }
+    let mut cluster = Cluster::start(0);
+    for moment in 0..MOMENTS {
+        let name = format!("web{moment}");
+        // A tag that no earlier round has pulled: its layers are fetched and unpacked again once nobody has them.
+        let replicas = REPLICAS.to_string();
+        let more = [
+            "--replicas",
+            &replicas,
+            "--restart-delay",
+            "100ms",
+            "--detach",
+        ];
+        let image = cluster.image.clone();
+        cluster.create(&name, &image, &more);
+        strike(&mut cluster, victim, moment);
+        let tasks = cluster.wait_running(&name, REPLICAS, LIMIT);
+        let containers: BTreeSet<String> = cluster.containers("n1").into_keys().collect();
+        let wanted: BTreeSet<String> = tasks.iter().map(|task| task.container.clone()).collect();
+        assert_eq!(
+            containers, wanted,
+            "{victim:?} killed at step {moment} of the start"
+        );
+
+        cluster.ctl(&["service", "rm", &name]).ok();
+        strike(&mut cluster, victim, moment);
+        cluster.wait_nothing_held();
+        assert_eq!(
+            log_writers(&cluster),
+            Vec::<String>::new(),
+            "{victim:?} killed at step {moment} of the end"
+        );
+    }
+}
+
+/// Kills it so many steps from now, and starts again what does not come back by itself.
+fn strike(cluster: &mut Cluster, victim: Victim, moment: u64) {
+    // No event announces what is to be hit: every moment is right.
+    std::thread::sleep(STEP * u32::try_from(moment).unwrap());
+    match victim {
+        Victim::Swarmd => {
+            let node = cluster.node_mut("n1");
+            node.stop(Signal::SIGKILL).unwrap();
+            node.start_again().unwrap();
+            node.wait_ready().unwrap();
+        }
+        Victim::Containerd => {
+            cluster.lab.containerd.stop(Signal::SIGKILL).unwrap();
+            cluster.lab.containerd.start_again().unwrap();
+        }
+        Victim::Shim => {
+            // One of those there are; at some moments there is none yet, or none any more.
+            if let Some(shim) = processes(cluster, "containerd-shim-runc-v2").first() {
+                let _ = kill(
+                    Pid::from_raw(i32::try_from(shim.pid).unwrap()),
+                    Signal::SIGKILL,
+                );
+            }
+        }
+    }
+}
+
+fn processes(cluster: &Cluster, program: &str) -> Vec<process::Process> {
+    let site = &cluster.lab.site;
+    let mut all = process::belonging_to(&[site.run(), site.state()]);
+    all.retain(|process| process::program(&process.arguments) == Some(program));
+    all
+}
+
+/// Processes that write down output: their containers are gone.
+fn log_writers(cluster: &Cluster) -> Vec<String> {
+    let writers = processes(cluster, "swarmd").into_iter();
+    let writers = writers.filter(|process| process.arguments.iter().any(|word| word == "task-log"));
+    writers.map(|process| process.arguments.join(" ")).collect()
+}
