@@ -13,6 +13,11 @@ BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
 RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
        busybox-static:busybox ca-certificates gzip:gzip
 
+# To build the Debian package and the images, and to test with them and with Ansible.
+PACKAGE := binutils:strip dpkg:dpkg-deb
+SHIP := docker.io:dockerd buildah:buildah ansible-core:ansible-playbook openssh-server:sshd openssh-client:ssh \
+        init-system-helpers:deb-systemd-helper
+
 # Arguments of `make sim`.
 SEED ?= 1
 N ?= 1000
@@ -35,9 +40,18 @@ release: build-deps ## Static release binaries, swarmd and swarmctl
 image: build-deps ## The static web server of the example image
 	cargo build --release -p example-web
 
+.PHONY: deb
+deb: release ## The Debian package, in target/debian
+	@.ci/deps $(PACKAGE)
+	examples/debian/build $(RELEASE) target/debian
+
 .PHONY: deps
 deps: ## Installs from Debian what is missing
 	@.ci/deps $(BUILD) $(RUN)
+
+.PHONY: test-deps
+test-deps:
+	@.ci/deps $(BUILD) $(RUN) $(PACKAGE) $(SHIP)
 
 .PHONY: build-deps
 build-deps:
@@ -59,7 +73,7 @@ fix: ## Formats, and applies what clippy and the transcripts suggest
 
 # The end-to-end tests start these programs; they are not in the same package, so cargo does not build them for it.
 .PHONY: test-binaries
-test-binaries: deps image
+test-binaries: test-deps image
 	cargo build --workspace --bins
 
 .PHONY: test

@@ -7,6 +7,7 @@
 
 mod e2e {
     mod certificates;
+    mod debian;
     mod host;
     mod images;
     mod managers;
