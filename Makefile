@@ -25,7 +25,7 @@ STEPS ?= 200
 
 .PHONY: help
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: build
 build: build-deps ## Binaries for development
@@ -44,6 +44,14 @@ image: build-deps ## The static web server of the example image
 deb: release ## The Debian package, in target/debian
 	@.ci/deps $(PACKAGE)
 	examples/debian/build $(RELEASE) target/debian
+
+# Of swarmd; `make image` is about the image that the tests and the demo run as a service.
+.PHONY: docker-image
+docker-image: release ## The image of swarmd, built by docker or else by buildah
+	mkdir -p target/image && cp $(RELEASE)/swarmd $(RELEASE)/swarmctl target/image/
+	@if docker version >/dev/null 2>&1; then docker build --tag swarmd --file examples/image/Dockerfile target/image; \
+	elif command -v buildah >/dev/null; then buildah bud --format docker --tag swarmd --file examples/image/Dockerfile target/image; \
+	else echo 'neither a Docker Engine that answers nor buildah is here; the build context is target/image' >&2; exit 1; fi
 
 .PHONY: deps
 deps: ## Installs from Debian what is missing

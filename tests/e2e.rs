@@ -8,6 +8,7 @@
 mod e2e {
     mod certificates;
     mod debian;
+    mod docker;
     mod host;
     mod images;
     mod managers;

@@ -103,17 +103,7 @@ impl Host {
     /// Containers with their processes, as the machine counts.
     fn containers(&self) -> BTreeMap<String, String> {
         let namespace = &self.machine.host.namespace;
-        let listed = self
-            .run(&["ctr", "--namespace", namespace, "tasks", "ls"])
-            .ok();
-        let running = listed
-            .lines()
-            .filter(|line| line.trim_end().ends_with("RUNNING"));
-        let words = running.filter_map(|line| {
-            let mut words = line.split_whitespace();
-            Some((words.next()?.to_owned(), words.next()?.to_owned()))
-        });
-        words.collect()
+        self.machine.containers(namespace).unwrap()
     }
 
     fn exists(&self, path: &str) -> bool {

@@ -6,6 +6,7 @@
 //!
 //! No systemd runs on it: a script stands in for systemctl, and starts what unit files say.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
@@ -149,11 +150,11 @@ impl Machine {
         })
     }
 
-    /// Starts a program that goes on; its output is appended to `/var/log/PROGRAM.log`.
+    /// Starts a program that goes on; its output is appended to `/var/log/PROGRAM.service.log`.
     pub fn spawn(&self, line: &[&str]) -> Result<Child, Error> {
         let (program, arguments) = line.split_first().unwrap_or((&"true", &[]));
         let name = program.rsplit('/').next().unwrap_or(program);
-        let log = self.path(&format!("/var/log/{name}.log"));
+        let log = self.path(&format!("/var/log/{name}.service.log"));
         let open = || {
             fs::OpenOptions::new()
                 .create(true)
@@ -164,6 +165,18 @@ impl Machine {
         let mut command = self.command(program);
         command.args(arguments).stdout(open()?).stderr(open()?);
         command.spawn().map_err(Error::file("start", *program))
+    }
+
+    /// Containers that run in a containerd namespace, each with its process as the machine counts.
+    pub fn containers(&self, namespace: &str) -> Result<BTreeMap<String, String>, Error> {
+        let listed = self.run(&["ctr", "--namespace", namespace, "tasks", "ls"])?;
+        let lines = listed.stdout.lines();
+        let running = lines.filter(|line| line.trim_end().ends_with("RUNNING"));
+        let words = running.filter_map(|line| {
+            let mut words = line.split_whitespace();
+            Some((words.next()?.to_owned(), words.next()?.to_owned()))
+        });
+        Ok(words.collect())
     }
 
     /// Ends of the logs of its units.
