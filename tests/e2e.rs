@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod e2e {
+    mod ansible;
     mod certificates;
     mod debian;
     mod docker;

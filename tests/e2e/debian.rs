@@ -11,14 +11,14 @@ use harness::lab::{Lab, Machine, Output, binaries, eventually, node};
 const LIMIT: Duration = Duration::from_secs(60);
 
 /// What building and installing the package needs beside a lab.
-const PROGRAMS: [(&str, &str); 3] = [
+pub(super) const PROGRAMS: [(&str, &str); 3] = [
     ("dpkg-deb", "dpkg"),
     ("strip", "binutils"),
     ("deb-systemd-helper", "init-system-helpers"),
 ];
 
 /// Builds the package from the binaries under test.
-fn build(dir: &Path, version: &str) -> PathBuf {
+pub(super) fn build(dir: &Path, version: &str) -> PathBuf {
     let from = dir.join("binaries");
     std::fs::create_dir_all(&from).unwrap();
     for name in ["swarmd", "swarmctl"] {
