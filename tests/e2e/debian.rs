@@ -18,7 +18,7 @@ pub(super) const PROGRAMS: [(&str, &str); 3] = [
 ];
 
 /// Builds the package from the binaries under test.
-pub(super) fn build(dir: &Path, version: &str) -> PathBuf {
+pub(super) fn build(dir: &Path, version: &str, compression: &str) -> PathBuf {
     let from = dir.join("binaries");
     std::fs::create_dir_all(&from).unwrap();
     for name in ["swarmd", "swarmctl"] {
@@ -29,7 +29,7 @@ pub(super) fn build(dir: &Path, version: &str) -> PathBuf {
         .args([&from, dir])
         .arg(version)
         .envs([
-            ("DEB_COMPRESSION", "none"),
+            ("DEB_COMPRESSION", compression),
             ("SOURCE_DATE_EPOCH", "1700000000"),
         ])
         .output()
@@ -137,7 +137,7 @@ fn containerd_the_package_installs_upgrades_and_goes_without_stopping_a_containe
     let mut lab = Lab::new().unwrap();
     let host = start(&mut lab);
     for version in ["0.1.0-1", "0.1.0-2"] {
-        let package = build(dir.path(), version);
+        let package = build(dir.path(), version, "none");
         host.machine
             .copy(&package, &format!("/root/{version}.deb"))
             .unwrap();
@@ -233,7 +233,7 @@ fn the_package_is_the_same_each_time() {
     }
     let packages = [(); 2].map(|()| {
         let dir = tempfile::tempdir().unwrap();
-        std::fs::read(build(dir.path(), "1.0-1")).unwrap()
+        std::fs::read(build(dir.path(), "1.0-1", "none")).unwrap()
     });
     assert!(packages[0] == packages[1], "two builds differ");
 }
