@@ -15,7 +15,7 @@ RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-l
 
 # To build the Debian package and the images, and to test with them and with Ansible.
 PACKAGE := binutils:strip dpkg:dpkg-deb
-SHIP := docker.io:dockerd buildah:buildah ansible-core:ansible-playbook openssh-server:sshd openssh-client:ssh \
+SHIP := docker.io:dockerd buildah:buildah ansible-core:ansible-playbook python3-apt openssh-server:sshd openssh-client:ssh \
         init-system-helpers:deb-systemd-helper
 
 # Arguments of `make sim`.

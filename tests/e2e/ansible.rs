@@ -24,6 +24,8 @@ const PROGRAMS: [(&str, &str); 4] = [
 
 const MANAGERS: [&str; 3] = ["m1", "m2", "m3"];
 const WORKERS: [&str; 2] = ["w1", "w2"];
+/// This one gets no package, but the binaries.
+const BY_BINARIES: &str = "w2";
 
 const SSHD: &str = "HostKey /root/host_key\nAuthorizedKeysFile /root/authorized_keys\nPermitRootLogin prohibit-password\n\
                     PasswordAuthentication no\nUsePAM no\nSubsystem sftp internal-sftp\n";
@@ -89,6 +91,23 @@ impl Site {
             .ok();
     }
 
+    /// Makes binaries of a size to be copied: what the package was built from, without what only debuggers read.
+    fn strip(&self) {
+        let (from, to) = (
+            self.dir.path().join("binaries"),
+            self.dir.path().join("stripped"),
+        );
+        std::fs::create_dir(&to).unwrap();
+        for name in ["swarmd", "swarmctl"] {
+            let mut strip = Command::new("strip");
+            let done = strip
+                .arg("-o")
+                .args([to.join(name), from.join(name)])
+                .status();
+            assert!(done.unwrap().success());
+        }
+    }
+
     /// Writes the inventory with these managers and workers.
     fn inventory(&self, managers: &[&str], workers: &[&str], package: &Path) {
         let path = |name: &str| self.dir.path().join(name);
@@ -100,10 +119,17 @@ impl Site {
                 let host = &self.machines[*name].host;
                 let (address, namespace) = (host.address, &host.namespace);
                 let registry = self.lab.registry.http();
+                let instead = match name == &BY_BINARIES {
+                    true => format!(
+                        " swarmd_package='' swarmd_binaries={}",
+                        path("stripped").display()
+                    ),
+                    false => String::new(),
+                };
                 writeln!(
                     text,
                     "{name} ansible_host={address} swarmd_settings='{{\"containerd-namespace\": \"{namespace}\", \
-                     \"insecure-registry\": [\"{registry}\"]}}'"
+                     \"insecure-registry\": [\"{registry}\"]}}'{instead}"
                 )
                 .unwrap();
                 writeln!(known, "{address} {key}").unwrap();
@@ -231,6 +257,8 @@ fn containerd_playbooks_make_a_cluster_upgrade_it_and_take_a_host_out() {
     let packages: [PathBuf; 2] =
         ["0.1.0-1", "0.1.0-2"].map(|version| debian::build(site.dir.path(), version, "zstd"));
 
+    site.strip();
+
     // One manager; looked at first, which changes nothing.
     site.inventory(&["m1"], &[], &packages[0]);
     site.play(&["--check", "managers.yml"]);
@@ -277,10 +305,17 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
     );
 
     let given = format!("swarmd_package={}", package.display());
-    let (_, recap) = site.play(&["upgrade.yml", "--extra-vars", &given]);
+    let (_, recap) = site.play(&[
+        "upgrade.yml",
+        "--limit",
+        "managers:w1",
+        "--extra-vars",
+        &given,
+    ]);
     assert!(recap.values().all(|one| one.changed > 0), "{recap:?}");
     assert_eq!(site.containers(), containers);
-    let after = site.swarmd();
+    let mut after = site.swarmd();
+    assert_eq!(after.remove(BY_BINARIES), Some(before[BY_BINARIES]));
     assert!(
         after
             .iter()
@@ -297,7 +332,12 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
         site.play(&["remove.yml", "--extra-vars", &node]);
         assert_eq!(site.nodes(), ready(managers, workers));
         let machine = &site.machines[gone];
-        for path in ["/usr/bin/swarmd", "/etc/swarmd", "/var/cache/swarmd.deb"] {
+        for path in [
+            "/usr/bin/swarmd",
+            "/usr/local/bin/swarmd",
+            "/etc/swarmd",
+            "/var/cache/swarmd.deb",
+        ] {
             assert!(!machine.path(path).exists(), "{path} is left on {gone}");
         }
         assert_eq!(site.swarmd()[gone], None);

@@ -170,6 +170,10 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
     let token = [&socket[..], &["cluster", "join-token", "--quiet", "worker"]].concat();
     let token = host.exec("manager", &token).ok();
 
+    // What the host has under the same name is not what runs in the image.
+    host.machine
+        .write("/usr/bin/swarmd", "another program")
+        .unwrap();
     let address = host.machine.host.address;
     let join = format!("{address}:4242");
     let insecure = ["--insecure-registry", &registry];

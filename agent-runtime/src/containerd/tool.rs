@@ -60,8 +60,13 @@ impl Tool {
         let _ = std::fs::remove_file(&incoming);
         // A second name costs nothing; another file system needs a copy.
         let named = std::fs::canonicalize(&self.source)
-            .and_then(|source| std::fs::hard_link(source, &incoming));
-        if named.is_err() {
+            .and_then(|source| std::fs::hard_link(source, &incoming))
+            .and_then(|()| std::fs::metadata(&incoming));
+        // In a container that works in the host's mounts, the path may be that of another swarmd.
+        let named =
+            named.is_ok_and(|named| (named.dev(), named.ino()) == (wanted.dev(), wanted.ino()));
+        if !named {
+            let _ = std::fs::remove_file(&incoming);
             std::fs::copy(&self.source, &incoming)?;
             let copy = File::options().write(true).open(&incoming)?;
             copy.set_permissions(std::fs::Permissions::from_mode(EXECUTABLE))?;
