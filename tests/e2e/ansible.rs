@@ -71,6 +71,10 @@ impl Site {
         site
     }
 
+    fn machine(&self, name: &str) -> &Machine {
+        self.machines.get(name).unwrap()
+    }
+
     /// A computer as it is handed over: with SSH, and containerd.
     fn open(&self, machine: &Machine) {
         for (file, inside) in [
@@ -116,7 +120,7 @@ impl Site {
         for (group, names) in [("managers", managers), ("workers", workers)] {
             writeln!(text, "[{group}]").unwrap();
             for name in names {
-                let host = &self.machines[*name].host;
+                let host = &self.machine(name).host;
                 let (address, namespace) = (host.address, &host.namespace);
                 let registry = self.lab.registry.http();
                 let instead = match name == &BY_BINARIES {
@@ -182,7 +186,7 @@ impl Site {
 
     /// Asks a manager.
     fn ctl(&self, name: &str, line: &[&str]) -> node::Output {
-        node::ctl(&self.machines[name].path("/run/swarmd.sock"), line).unwrap()
+        node::ctl(&self.machine(name).path("/run/swarmd.sock"), line).unwrap()
     }
 
     /// The nodes, as `name role`, in the order of names.
@@ -315,11 +319,11 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
     assert!(recap.values().all(|one| one.changed > 0), "{recap:?}");
     assert_eq!(site.containers(), containers);
     let mut after = site.swarmd();
-    assert_eq!(after.remove(BY_BINARIES), Some(before[BY_BINARIES]));
+    assert_eq!(after.remove(BY_BINARIES), before.get(BY_BINARIES).copied());
     assert!(
         after
             .iter()
-            .all(|(name, pid)| pid.is_some() && *pid != before[name]),
+            .all(|(name, pid)| pid.is_some() && before.get(name) != Some(pid)),
         "{after:?}"
     );
     assert_eq!(site.nodes(), ready(&MANAGERS, &WORKERS));
@@ -331,7 +335,7 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
         let node = format!("node={gone}");
         site.play(&["remove.yml", "--extra-vars", &node]);
         assert_eq!(site.nodes(), ready(managers, workers));
-        let machine = &site.machines[gone];
+        let machine = site.machine(gone);
         for path in [
             "/usr/bin/swarmd",
             "/usr/local/bin/swarmd",
@@ -340,7 +344,7 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
         ] {
             assert!(!machine.path(path).exists(), "{path} is left on {gone}");
         }
-        assert_eq!(site.swarmd()[gone], None);
+        assert_eq!(site.swarmd().remove(gone), Some(None));
         if gone == "w2" {
             assert_unchanged(&site.play(&["remove.yml", "--extra-vars", &node]).1, 1);
         }

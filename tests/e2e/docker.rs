@@ -199,9 +199,14 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
         http::get(published, "/").map_err(|error| error.to_string())
     });
 
+    go_on(&host, &insecure, &running);
+}
+
+/// Containers of swarmd come and go; what they started goes on.
+fn go_on(host: &Host, insecure: &[&str], running: &[(String, String)]) {
     // Another container in its place takes up what runs: the state is the host's, and so is the socket.
     host.docker(&["rm", "--force", "worker"]).ok();
-    host.run_worker(&insecure);
+    host.run_worker(insecure);
     host.wait_healthy("worker");
     assert_eq!(host.containers(1), running);
     let told = host.exec("worker", &["swarmctl", "node", "ls"]).refused();
