@@ -13,6 +13,11 @@ BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
 RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
        busybox-static:busybox ca-certificates gzip:gzip
 
+# To build the Debian package and the images, and to test with them and with Ansible.
+PACKAGE := binutils:strip dpkg:dpkg-deb
+SHIP := docker.io:dockerd buildah:buildah ansible-core:ansible-playbook python3-apt openssh-server:sshd openssh-client:ssh \
+        init-system-helpers:deb-systemd-helper
+
 # Arguments of `make sim`.
 SEED ?= 1
 N ?= 1000
@@ -20,7 +25,7 @@ STEPS ?= 200
 
 .PHONY: help
 help: ## This list
-	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' $(MAKEFILE_LIST) | expand -t 18
 
 .PHONY: build
 build: build-deps ## Binaries for development
@@ -35,9 +40,26 @@ release: build-deps ## Static release binaries, swarmd and swarmctl
 image: build-deps ## The static web server of the example image
 	cargo build --release -p example-web
 
+.PHONY: deb
+deb: release ## The Debian package, in target/debian
+	@.ci/deps $(PACKAGE)
+	examples/debian/build $(RELEASE) target/debian
+
+# Of swarmd; `make image` is about the image that the tests and the demo run as a service.
+.PHONY: docker-image
+docker-image: release ## The image of swarmd, built by docker or else by buildah
+	mkdir -p target/image && cp $(RELEASE)/swarmd $(RELEASE)/swarmctl target/image/
+	@if docker version >/dev/null 2>&1; then docker build --tag swarmd --file examples/image/Dockerfile target/image; \
+	elif command -v buildah >/dev/null; then buildah bud --format docker --tag swarmd --file examples/image/Dockerfile target/image; \
+	else echo 'neither a Docker Engine that answers nor buildah is here; the build context is target/image' >&2; exit 1; fi
+
 .PHONY: deps
 deps: ## Installs from Debian what is missing
 	@.ci/deps $(BUILD) $(RUN)
+
+.PHONY: test-deps
+test-deps:
+	@.ci/deps $(BUILD) $(RUN) $(PACKAGE) $(SHIP)
 
 .PHONY: build-deps
 build-deps:
@@ -59,7 +81,7 @@ fix: ## Formats, and applies what clippy and the transcripts suggest
 
 # The end-to-end tests start these programs; they are not in the same package, so cargo does not build them for it.
 .PHONY: test-binaries
-test-binaries: deps image
+test-binaries: test-deps image
 	cargo build --workspace --bins
 
 .PHONY: test

@@ -6,7 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod e2e {
+    mod ansible;
     mod certificates;
+    mod debian;
+    mod docker;
     mod host;
     mod images;
     mod kills;

@@ -42,6 +42,10 @@ pub struct Cli {
     /// Check the settings, say so, and exit
     #[arg(long)]
     pub check_config: bool,
+    /// In a container: work in the mounts of process 1, so that paths, programs and containerd are the host's. Needs the
+    /// host's pid namespace and full privileges; without that namespace, process 1 is of the same container
+    #[arg(long, env = "SWARMD_HOST_MOUNTS", global = true)]
+    pub host_mounts: bool,
     /// Read settings from this YAML file; keys are the long flags without dashes in front
     #[arg(long, env = "SWARMD_CONFIG", value_name = "FILE", global = true)]
     config: Option<PathBuf>,
@@ -71,6 +75,11 @@ pub enum Command {
         Exit codes: 0 nothing is missing, 1 something is, 2 wrong settings"
     )]
     Doctor,
+    /// Say whether the swarmd that runs here does its work: it has a manager to report to and, as a manager, knows the leader
+    #[command(
+        after_help = "Exit codes: 0 it does, 1 it does not or can't be reached, 2 wrong settings"
+    )]
+    Healthcheck,
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -12,14 +12,13 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory as _, Parser as _};
-use swarm_proto::{amount, own};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clock::Clock;
 use crate::config::{Cli, Command, Config, no_colour};
-use crate::{doctor, host, node, service_manager};
+use crate::{control, doctor, host, node, service_manager};
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
@@ -27,8 +26,21 @@ pub fn run() -> ExitCode {
     match &cli.command {
         Some(Command::Completion { shell }) => return completion(*shell),
         Some(Command::Man { dir }) => return manual(dir),
-        Some(Command::Leave { .. } | Command::Doctor) | None => {}
+        Some(Command::Leave { .. } | Command::Doctor | Command::Healthcheck) | None => {}
     }
+    // Before there are other threads.
+    host::tune_allocator();
+    match cli.host_mounts {
+        true => host::in_mounts_of_first(|| act(&cli)).unwrap_or_else(|error| {
+            eprintln!("swarmd: {error}");
+            ExitCode::FAILURE
+        }),
+        false => act(&cli),
+    }
+}
+
+/// What needs the settings.
+fn act(cli: &Cli) -> ExitCode {
     let config = match cli.config() {
         Ok(config) => config,
         Err(errors) => {
@@ -43,7 +55,6 @@ pub fn run() -> ExitCode {
         eprintln!("swarmd: the settings are valid");
         return ExitCode::SUCCESS;
     }
-    host::tune_allocator();
     // One crypto provider for the whole process, also for libraries that ask for the default.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let runtime = match tokio::runtime::Builder::new_multi_thread()
@@ -63,6 +74,7 @@ pub fn run() -> ExitCode {
             runtime.block_on(serve(config))
         }
         Some(Command::Leave { force }) => runtime.block_on(leave(&config, *force)),
+        Some(Command::Healthcheck) => runtime.block_on(health(&config)),
         Some(Command::Doctor) => match runtime.block_on(doctor::run(&config)) {
             true => Ok(()),
             false => return ExitCode::FAILURE,
@@ -154,37 +166,18 @@ async fn serve(config: Config) -> Result<(), Box<dyn std::error::Error>> {
 }
 
 async fn leave(config: &Config, force: bool) -> Result<(), Box<dyn std::error::Error>> {
-    let path = config.listen_control_api.clone();
-    let shown = path.display().to_string();
-    let channel = tonic::transport::Endpoint::from_static("http://localhost")
-        .connect_with_connector(tower::service_fn(move |_| {
-            let path = path.clone();
-            async move {
-                let stream = tokio::net::UnixStream::connect(path).await?;
-                Ok::<_, std::io::Error>(hyper_util::rt::TokioIo::new(stream))
-            }
-        }))
-        .await
-        .map_err(|_| {
-            format!(
-                "can't reach swarmd at {shown}: a node leaves while its swarmd runs; start it, or \
-                 name its socket with --listen-control-api"
-            )
-        })?;
-    let mut client = own::operator_client::OperatorClient::new(channel);
-    let left = client
-        .leave(own::LeaveRequest { force })
-        .await
-        .map_err(|s| s.message().to_owned())?;
-    let left = left.into_inner();
     eprintln!(
-        "left the cluster, {} removed{}",
-        amount::count(left.removed_tasks, "task"),
-        if left.acknowledged {
-            ""
-        } else {
-            "; no manager could be told"
-        }
+        "{}",
+        control::leave(&config.listen_control_api, force).await?
     );
+    Ok(())
+}
+
+#[expect(
+    clippy::print_stdout,
+    reason = "the answer goes to who asked, such as a container engine"
+)]
+async fn health(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    println!("{}", control::health(&config.listen_control_api).await?);
     Ok(())
 }

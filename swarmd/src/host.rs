@@ -45,6 +45,49 @@ pub(crate) fn tune_allocator() {
 #[cfg(not(target_env = "gnu"))]
 pub(crate) fn tune_allocator() {}
 
+/// Stack of the thread that stands for the main one, and as large: 8 MiB.
+const STACK: usize = 8 << 20;
+
+/// Works in the mounts of process 1: its root, its paths, the programs in it. That is done by a thread and by those that
+/// it starts. The main thread stays, for it is by this that container engines know where the container's files are, and
+/// run other programs in it.
+///
+/// # Errors
+/// What was refused, and the way out.
+pub(crate) fn in_mounts_of_first<T: Send>(work: impl FnOnce() -> T + Send) -> Result<T, String> {
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new().stack_size(STACK);
+        let work = || enter_mounts().map(|()| work());
+        let spawned = thread.spawn_scoped(scope, work);
+        let thread = spawned.map_err(|error| format!("--host-mounts: no thread: {error}"))?;
+        let ended = thread.join();
+        ended.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Nothing changes where the mounts are this thread's already.
+fn enter_mounts() -> Result<(), String> {
+    use nix::sched::{CloneFlags, setns, unshare};
+    use std::os::unix::fs::MetadataExt as _;
+    let failed = |reason: &dyn std::fmt::Display| {
+        format!(
+            "--host-mounts: can't enter the mounts of process 1: {reason}; run the container with --privileged, or \
+             without --pid host, or leave the flag out (SWARMD_HOST_MOUNTS=false)"
+        )
+    };
+    let identity = |path: &str| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let own = identity("/proc/thread-self/ns/mnt").map_err(|error| failed(&error))?;
+    let first = "/proc/1/ns/mnt";
+    if identity(first).map_err(|error| failed(&error))? == own {
+        return Ok(());
+    }
+    let namespace = std::fs::File::open(first).map_err(|error| failed(&error))?;
+    // A root and a working directory of the thread's own, which entering moves.
+    unshare(CloneFlags::CLONE_FS)
+        .and_then(|()| setns(namespace, CloneFlags::CLONE_NEWNS))
+        .map_err(|error| failed(&error.desc()))
+}
+
 /// How to reach, from this host, what listens on `addr`.
 pub(crate) fn local_address(addr: SocketAddr) -> SocketAddr {
     match addr {

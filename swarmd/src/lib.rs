@@ -10,6 +10,7 @@ pub mod agent;
 pub mod ca;
 pub mod clock;
 pub mod config;
+mod control;
 mod daemon;
 mod doctor;
 mod executors;

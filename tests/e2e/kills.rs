@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use harness::cluster::{Cluster, LIMIT};
 use harness::lab::lab::available;
-use harness::lab::process;
+use harness::lab::{eventually, process};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -57,22 +57,26 @@ fn sweep(victim: Victim) {
         let image = cluster.image.clone();
         cluster.create(&name, &image, &more);
         strike(&mut cluster, victim, moment);
-        let tasks = cluster.wait_running(&name, REPLICAS, LIMIT);
-        let containers: BTreeSet<String> = cluster.containers("n1").into_keys().collect();
-        let wanted: BTreeSet<String> = tasks.iter().map(|task| task.container.clone()).collect();
-        assert_eq!(
-            containers, wanted,
-            "{victim:?} killed at step {moment} of the start"
-        );
+        let what = format!("{victim:?} killed at step {moment} of the start: one container a task");
+        eventually(&what, LIMIT, || {
+            // What was killed may not have been noticed yet.
+            let tasks = cluster.wait_running(&name, REPLICAS, LIMIT);
+            let wanted: BTreeSet<String> = tasks.into_iter().map(|task| task.container).collect();
+            let there: BTreeSet<String> = cluster.containers("n1").into_keys().collect();
+            match there == wanted {
+                true => Ok(()),
+                false => Err(format!("{there:?} for {wanted:?}")),
+            }
+        });
 
         cluster.ctl(&["service", "rm", &name]).ok();
         strike(&mut cluster, victim, moment);
         cluster.wait_nothing_held();
-        assert_eq!(
-            log_writers(&cluster),
-            Vec::<String>::new(),
-            "{victim:?} killed at step {moment} of the end"
-        );
+        let what = format!("{victim:?} killed at step {moment} of the end: no log writer is left");
+        eventually(&what, LIMIT, || match log_writers(&cluster) {
+            writers if writers.is_empty() => Ok(()),
+            writers => Err(writers.join("\n")),
+        });
     }
 }
 

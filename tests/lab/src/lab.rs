@@ -9,6 +9,7 @@ use nix::unistd::geteuid;
 
 use crate::containerd::Containerd;
 use crate::image::Image;
+use crate::machine::Machine;
 use crate::network::{self, Host};
 use crate::node::{Node, Options};
 use crate::registry::Registry;
@@ -154,6 +155,12 @@ impl Lab {
     pub fn node_with(&mut self, name: &str, options: Options) -> Result<Node, Error> {
         let host = self.host(name)?;
         Node::start(&self.site, &host, &options)
+    }
+
+    /// Starts a machine: a host with files and processes of its own.
+    pub fn machine(&mut self, name: &str) -> Result<Machine, Error> {
+        let host = self.host(name)?;
+        Machine::start(&self.site, &host)
     }
 
     /// Options for a swarmd on the lab's containerd and with its registry, of a cluster of its own.

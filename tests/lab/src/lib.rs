@@ -13,6 +13,9 @@
 //! the process that made it. Ending a lab, `make demo-down` and cleaning up after a crashed test
 //! run are therefore the same code, and so is the check that nothing is left.
 //!
+//! Hosts share the files of this machine, and one containerd. A [`machine`] is a host that does not: packages are installed
+//! and daemons run on it as on a computer of its own.
+//!
 //! The switch is a bridge in a network namespace of its own: the firewall of this machine (whose FORWARD
 //! policy is DROP once a Docker Engine has run) does not see traffic between hosts.
 //!
@@ -26,6 +29,7 @@ mod error;
 pub mod http;
 pub mod image;
 pub mod lab;
+pub mod machine;
 pub mod network;
 pub mod node;
 pub mod process;
@@ -38,5 +42,6 @@ pub mod wait;
 
 pub use error::Error;
 pub use lab::Lab;
+pub use machine::Machine;
 pub use node::{Node, Output};
 pub use wait::{eventually, until};

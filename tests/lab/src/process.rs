@@ -16,13 +16,14 @@ use nix::unistd::Pid;
 use crate::{Error, command, wait};
 
 /// What a lab starts, directly or through containerd.
-const PROGRAMS: [&str; 6] = [
+const PROGRAMS: [&str; 7] = [
     "swarmd",
     "containerd",
     "containerd-shim-runc-v2",
     "docker-registry",
     "setsid",
     "nsenter",
+    "unshare",
 ];
 
 /// How long the kernel may take to end killed processes (they may be in a sync).
@@ -108,6 +109,13 @@ pub fn belonging_to(directories: &[PathBuf]) -> Vec<Process> {
         .filter(|(pid, _)| chosen.contains(pid))
         .map(|(pid, entry)| entry.process(pid))
         .collect()
+}
+
+/// The first process that has this one for its parent.
+pub(crate) fn child_of(pid: u32) -> Option<u32> {
+    let table = table();
+    let mut children = table.iter().filter(|(_, entry)| entry.parent == pid);
+    children.next().map(|(pid, _)| *pid)
 }
 
 /// Name of the program, without its directory.
