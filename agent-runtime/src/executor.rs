@@ -8,6 +8,7 @@
 use std::sync::Arc;
 
 use swarm_proto::pb;
+use tokio::sync::watch;
 
 use crate::error::Error;
 
@@ -66,6 +67,12 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Makes the task ready to start: image, snapshot, sandbox, container. A notice is a sentence
     /// worth showing in the task's status (for example: started from the image present, registry unreachable).
     async fn prepare(&mut self) -> Result<Option<String>, Error>;
+
+    /// Says how far a preparation is, in words for the task's status, whenever there is news.
+    /// None where nothing of it takes long.
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        None
+    }
 
     /// Starts the container and returns once it runs. Ok if it runs already.
     async fn start(&mut self) -> Result<(), Error>;

@@ -80,10 +80,8 @@ impl LateContainerd {
             .unwrap_or_else(|| format!("swarm-{node}"));
         let mut containerd =
             ContainerdConfig::new(&config.engine_addr, &namespace, state_dir.to_owned());
-        containerd
-            .insecure_registries
-            .clone_from(&config.insecure_registries);
-        containerd.registry_ca.clone_from(&config.registry_ca);
+        containerd.registries.clone_from(&config.registries);
+        containerd.collection = config.collection;
         containerd.engine_labels.clone_from(&config.engine_labels);
         containerd.generic_resources = generic_to_wire(&config.generic_resources);
         Self {

@@ -3,16 +3,7 @@
 use serde::Deserialize;
 
 use crate::error::Error;
-
-/// What is accepted from a registry.
-pub(super) const MANIFEST_TYPES: &[&str] = &[
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-/// Registries refuse larger manifests; so do we.
-pub(super) const MANIFEST_MAX: usize = 4 << 20;
+use crate::registry::{MANIFEST_MAX, digest};
 
 /// Names a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
@@ -186,19 +177,6 @@ pub(super) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
         chains.push(chain);
     }
     chains
-}
-
-/// `sha256:` and the hex digits.
-pub(super) fn digest(data: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let hash = ring::digest::digest(&ring::digest::SHA256, data);
-    let mut text = String::with_capacity(71);
-    text.push_str("sha256:");
-    for byte in hash.as_ref() {
-        // Writing to a string can't fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,7 +14,7 @@
 //! | file | what |
 //! |---|---|
 //! | `client` `lease` `content` `snapshot` `container` | containerd's services |
-//! | `registry` `manifest` `image` | pulling, once for all who want the same |
+//! | `image` `fetch` `manifest` | pulling, once for all who want the same; the registries are [`crate::registry`] |
 //! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
@@ -32,6 +32,7 @@ mod content;
 mod controller;
 mod device;
 mod exec;
+mod fetch;
 mod files;
 mod healthcheck;
 mod image;
@@ -45,7 +46,6 @@ mod netlink;
 mod netns;
 mod network;
 mod node;
-mod registry;
 mod requirements;
 mod rootfs;
 mod seccomp;
@@ -76,6 +76,8 @@ use node::Node;
 
 use crate::error::Error;
 use crate::executor::{Controller, Executor, TaskOrder};
+use crate::image::Collection;
+use crate::registry::Registries;
 
 /// How long containerd may take to say that it is there.
 const PROBE_MAX: Duration = Duration::from_secs(3);
@@ -98,11 +100,10 @@ pub struct ContainerdConfig {
     /// The network namespace of this node, as a path that containerd sees. `None`: the one that
     /// this process runs in.
     pub node_netns: Option<PathBuf>,
-    /// Registries that may answer over plain HTTP or with any certificate: `host`, `host:port`,
-    /// address or CIDR. Loopback addresses always may, as in Docker.
-    pub insecure_registries: Vec<String>,
-    /// PEM file with a CA that registries are trusted by, besides the system's.
-    pub registry_ca: Option<PathBuf>,
+    /// How images' registries are reached.
+    pub registries: Registries,
+    /// When images that nobody uses go.
+    pub collection: Collection,
     /// Engine labels that the node reports.
     pub engine_labels: std::collections::BTreeMap<String, String>,
     /// Generic resources that the node reports.
@@ -122,8 +123,8 @@ impl ContainerdConfig {
             namespace: namespace.to_owned(),
             state_dir,
             node_netns: None,
-            insecure_registries: Vec::new(),
-            registry_ca: None,
+            registries: Registries::default(),
+            collection: Collection::default(),
             engine_labels: std::collections::BTreeMap::new(),
             generic_resources: Vec::new(),
             program: PathBuf::from("/proc/self/exe"),

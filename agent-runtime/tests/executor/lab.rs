@@ -163,6 +163,8 @@ impl Lab {
         let state = self.path(&format!("node-{name}"));
         let mut config = ContainerdConfig::new(&address, &self.namespace(name), state);
         config.program = PathBuf::from(env!("CARGO_BIN_EXE_swarm-tool"));
+        // A registry that is away is away for good here.
+        config.registries.backoff.first = Duration::from_millis(10);
         Node {
             config,
             image: self.image("test:1"),
