@@ -11,6 +11,7 @@ use swarm_proto::pb;
 use tokio::sync::watch;
 
 use crate::error::Error;
+use crate::image::ImageStore;
 
 /// Everything a controller needs to run one task, as the manager sent it.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +57,14 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
     /// Returns when connection to the runtime was lost and is back: the agent then asks all
     /// controllers again (a `wait` under way may have ended with [`Error::Unavailable`]).
     async fn healthy(&self) -> Result<(), Error>;
+
+    /// The images of this node, for its operator.
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        Err(Error::Fatal(format!(
+            "this node's executor, {}, keeps no images",
+            self.name()
+        )))
+    }
 
     /// Removes whatever this node's executor made beyond its tasks (images, namespace, links). Used by leave.
     async fn purge(&self) -> Result<(), Error>;

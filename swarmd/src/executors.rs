@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_runtime::containerd::{ContainerdConfig, ContainerdExecutor};
+use agent_runtime::image::ImageStore;
 use agent_runtime::none::NoExecutor;
 use agent_runtime::simulated::{SimulatedConfig, SimulatedExecutor, SimulatedRuntime};
 use agent_runtime::{Controller, Error, Executor, TaskOrder};
@@ -143,6 +144,10 @@ impl Executor for LateContainerd {
             self.clock.sleep(LOOK_AGAIN).await;
         }
         Ok(())
+    }
+
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        self.executor().await?.images().await
     }
 
     async fn purge(&self) -> Result<(), Error> {

@@ -34,6 +34,7 @@ use super::manifest::{ImageConfig, Manifest, chain_ids, choose};
 use super::snapshot::Snapshots;
 use crate::error::Error;
 use crate::host;
+use crate::image::PullState;
 use crate::registry::{MANIFEST_MAX, Patience, Progress, Registries, digest};
 
 /// Images remembered; a node seldom runs more. Reading one again costs some milliseconds.
@@ -41,8 +42,13 @@ const WHOLE_MAX: usize = 256;
 /// How often those who wait for a pull hear how far it is: each change of a task's status is an
 /// entry of the managers' log.
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// How often an operator who waits for a pull sees how far it is.
+const SHOWN_EVERY: Duration = Duration::from_millis(100);
 /// An image's last use is written down again after this long: its collection counts in hours.
 const TOUCH_EVERY_S: u64 = 60;
+/// Between the moment a task takes an image and that of its container's record there are some
+/// milliseconds, or a second where a thousand come at once.
+const TAKEN_S: u64 = 5;
 
 /// An image that is ready to run.
 #[derive(Debug, Clone)]
@@ -157,6 +163,35 @@ impl Images {
                         news
                     });
                 }
+            }
+        }
+    }
+
+    /// Brings the image in as the registry has it now, which has to answer; `told` hears how far
+    /// that is.
+    pub(super) async fn pull_now(
+        &self,
+        image: &str,
+        credentials: Credentials,
+        told: &watch::Sender<PullState>,
+    ) -> Result<Image, Error> {
+        let reference: Reference = image
+            .parse()
+            .map_err(|error| Error::Fatal(format!("image {error}")))?;
+        let (mut pull, progress) = self.shared(reference, credentials);
+        let mut ticks = tokio::time::interval(SHOWN_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut pull => {
+                    let image = result.map_err(Error::from)?;
+                    told.send_replace(progress.state());
+                    return match image.notice {
+                        Some(notice) => Err(Error::Fatal(format!("image {}: {notice}", image.name))),
+                        None => Ok(image),
+                    };
+                }
+                _ = ticks.tick() => drop(told.send_replace(progress.state())),
             }
         }
     }
@@ -455,6 +490,15 @@ impl Inner {
         }
         touched.insert(name.to_owned(), now);
         true
+    }
+
+    /// True where a task has just taken the image.
+    pub(super) fn touched_lately(&self, name: &str) -> bool {
+        let now = host::now_s();
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = touched.get(name);
+        let lately = at.is_some_and(|at| at.saturating_add(TAKEN_S) > now);
+        lately || self.pulling().iter().any(|pulling| pulling == name)
     }
 
     /// All image records of the namespace.

@@ -133,6 +133,8 @@ fn variant(entry: &Descriptor) -> Option<&str> {
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
 pub(super) struct ImageConfig {
+    /// When it was built, in RFC 3339.
+    pub created: Option<String>,
     pub config: RunConfig,
     pub rootfs: RootFs,
 }

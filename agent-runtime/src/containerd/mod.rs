@@ -15,6 +15,7 @@
 //! |---|---|
 //! | `client` `lease` `content` `snapshot` `container` | containerd's services |
 //! | `image` `fetch` `manifest` | pulling, once for all who want the same; the registries are [`crate::registry`] |
+//! | `local` `collect` `archive` | the images that are here: listed, removed, collected, imported |
 //! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
@@ -25,8 +26,10 @@
 //! | `requirements` | what all this needs of the host |
 
 mod account;
+pub(crate) mod archive;
 mod cgroup;
 mod client;
+mod collect;
 mod container;
 mod content;
 mod controller;
@@ -38,8 +41,9 @@ mod healthcheck;
 mod image;
 mod label;
 mod lease;
+mod local;
 mod making;
-mod manifest;
+pub(crate) mod manifest;
 mod mounts;
 mod nat;
 mod netlink;
@@ -72,11 +76,12 @@ pub use requirements::requirements;
 
 use client::{CALL_MAX, Client, or_absent};
 use controller::ContainerdController;
+use local::LocalImages;
 use node::Node;
 
 use crate::error::Error;
 use crate::executor::{Controller, Executor, TaskOrder};
-use crate::image::Collection;
+use crate::image::{Collection, ImageStore};
 use crate::registry::Registries;
 
 /// How long containerd may take to say that it is there.
@@ -147,7 +152,7 @@ pub struct ContainerdExecutor {
     returns: client::Returns,
     /// How many returns of containerd were told to the agent.
     told: Mutex<u64>,
-    /// Watches the connection; ends with this.
+    /// Watches the connection, and collects images; ends with this.
     _monitor: JoinSet<()>,
 }
 
@@ -176,6 +181,11 @@ impl ContainerdExecutor {
         let (sender, returns) = watch::channel(0);
         let mut monitor = JoinSet::new();
         monitor.spawn(client::monitor(node.client.clone(), sender));
+        let images = LocalImages {
+            node: Arc::clone(&node),
+            spool: config.state_dir.clone(),
+        };
+        monitor.spawn(local::run(images, config.collection));
         Ok(Arc::new(Self {
             node,
             config,
@@ -287,6 +297,13 @@ impl Executor for ContainerdExecutor {
             // The monitor lives as long as this does.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        Ok(Arc::new(LocalImages {
+            node: Arc::clone(&self.node),
+            spool: self.config.state_dir.clone(),
+        }))
     }
 
     async fn purge(&self) -> Result<(), Error> {

@@ -48,6 +48,25 @@ pub(crate) fn matches(digest: &str, data: &[u8]) -> bool {
     })
 }
 
+/// The digest of data that is read in pieces.
+pub(crate) fn sha256_of(
+    size: u64,
+    mut read: impl FnMut(u64, &mut [u8]) -> std::io::Result<()>,
+) -> std::io::Result<String> {
+    const PIECE: u64 = 1 << 20;
+    let mut context = ring::digest::Context::new(&SHA256);
+    let mut piece = vec![0; usize::try_from(PIECE.min(size)).unwrap_or_default()];
+    let mut at = 0;
+    while at < size {
+        let length = usize::try_from(PIECE.min(size - at)).unwrap_or_default();
+        piece.truncate(length);
+        read(at, &mut piece)?;
+        context.update(&piece);
+        at += length as u64;
+    }
+    Ok(named("sha256", context.finish().as_ref()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

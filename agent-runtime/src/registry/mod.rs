@@ -35,7 +35,7 @@ pub use open::{Fetched, Patience, Session};
 pub use progress::Progress;
 
 pub(crate) use blob::Source;
-pub(crate) use digest::{digest, is_digest, matches};
+pub(crate) use digest::{digest, is_digest, matches, sha256_of};
 
 /// What is accepted from a registry.
 pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \

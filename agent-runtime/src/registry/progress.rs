@@ -3,6 +3,8 @@
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use crate::image::PullState;
+
 /// Bytes had and wanted, and what holds the pull up. Shared by all parts of one pull.
 #[derive(Debug, Default)]
 pub struct Progress {
@@ -30,6 +32,16 @@ impl Progress {
     pub fn bytes(&self) -> (u64, u64) {
         let total = self.total.load(Ordering::Relaxed);
         (self.done.load(Ordering::Relaxed).min(total), total)
+    }
+
+    /// All of it.
+    pub(crate) fn state(&self) -> PullState {
+        let (done, total) = self.bytes();
+        PullState {
+            done,
+            total,
+            text: self.text(),
+        }
     }
 
     pub(super) fn say(&self, note: Option<String>) {
