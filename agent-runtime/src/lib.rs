@@ -19,6 +19,8 @@ pub mod containerd;
 pub mod error;
 pub mod executor;
 pub mod health;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod host;
 mod init;
 pub mod image;

@@ -324,6 +324,9 @@ fn table(tag: &str) -> String {
 pub(crate) const NODES: [&str; 13] = [
     "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports",
     "hostnet", "proxy", "stale", "gone",
+pub(crate) const NODES: [&str; 14] = [
+    "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports", "hostnet",
+    "proxy", "stale", "gone", "faults", "matrix",
 ];
 
 /// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.

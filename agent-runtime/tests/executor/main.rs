@@ -15,8 +15,11 @@
 
 mod containerd;
 mod crashes;
+mod faults;
+mod faulty;
 mod images;
 mod lab;
+mod matrix;
 mod network;
 mod options;
 mod suite;
@@ -72,5 +75,7 @@ async fn containerd_backend() {
     crashes::run(&mut lab).await;
     network::run(&lab).await;
     options::run(&lab).await;
+    faults::run(&lab).await;
+    matrix::run(&lab).await;
     lab.finish();
 }

@@ -46,7 +46,10 @@ async fn seed(store: &Store, change: Change) {
 
 fn create(name: u8, template: u8) -> Request<pb::CreateServiceRequest> {
     let spec = spec(name, template, 2).wire.as_ref().clone();
-    Request::new(pb::CreateServiceRequest { spec: Some(spec) })
+    Request::new(pb::CreateServiceRequest {
+        spec: Some(spec),
+        ..Default::default()
+    })
 }
 
 async fn created(api: &ControlApi, name: u8) -> pb::Service {
@@ -69,6 +72,7 @@ async fn a_service_is_created_read_updated_rolled_back_and_removed() {
             service_version: version,
             spec: Some(spec(1, template, 2).wire.as_ref().clone()),
             rollback,
+            ..Default::default()
         })
     };
     let previous = i32::from(pb::update_service_request::Rollback::Previous);
@@ -127,13 +131,19 @@ async fn a_taken_name_is_refused_without_regard_to_case() {
 #[tokio::test]
 async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let (api, _) = api();
-    let missing = Request::new(pb::CreateServiceRequest { spec: None });
+    let missing = Request::new(pb::CreateServiceRequest {
+        spec: None,
+        ..Default::default()
+    });
     let missing = api.create_service(missing).await.unwrap_err();
     assert_eq!(missing.code(), Code::InvalidArgument);
 
     let mut global = spec(1, 1, 1).wire.as_ref().clone();
     global.mode = Some(pb::service_spec::Mode::Global(pb::GlobalService {}));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(global) });
+    let request = Request::new(pb::CreateServiceRequest {
+        spec: Some(global),
+        ..Default::default()
+    });
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("mode global"), "{refused}");
@@ -141,7 +151,10 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let mut large = spec(1, 1, 1).wire.as_ref().clone();
     let labels = &mut large.annotations.as_mut().unwrap().labels;
     labels.insert("x".to_owned(), "y".repeat(3 << 19));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(large) });
+    let request = Request::new(pb::CreateServiceRequest {
+        spec: Some(large),
+        ..Default::default()
+    });
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("1.5 MiB"), "{refused}");
@@ -157,7 +170,10 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
         ..Default::default()
     });
     let told = |spec: pb::ServiceSpec| {
-        let request = Request::new(pb::CreateServiceRequest { spec: Some(spec) });
+        let request = Request::new(pb::CreateServiceRequest {
+            spec: Some(spec),
+            ..Default::default()
+        });
         let api = api.clone();
         async move { api.create_service(request).await.unwrap_err() }
     };
@@ -186,7 +202,10 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     many.mode = Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService {
         replicas,
     }));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(many) });
+    let request = Request::new(pb::CreateServiceRequest {
+        spec: Some(many),
+        ..Default::default()
+    });
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
