@@ -104,6 +104,8 @@ impl Archive {
         let number = SPOOLED.fetch_add(1, Ordering::Relaxed);
         let path = directory.join(format!("import-{}-{number}", std::process::id()));
         let io = |error: std::io::Error| bad(format!("{}: {error}", directory.display()));
+        // The first task would make it too.
+        std::fs::create_dir_all(directory).map_err(io)?;
         let file = File::options()
             .read(true)
             .write(true)

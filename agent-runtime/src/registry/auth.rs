@@ -127,7 +127,9 @@ async fn token(
                 Credentials::Basic { username, password } => {
                     request.basic_auth(username, Some(password))
                 }
-                _ => request,
+                Credentials::Anonymous | Credentials::Registry(_) | Credentials::Identity(_) => {
+                    request
+                }
             }
         }
     };
@@ -148,7 +150,7 @@ async fn token(
                 reason: format!("its token server: {reason}"),
                 after,
             },
-            other => other,
+            other @ (Trouble::Connection(_) | Trouble::Wrong(_)) => other,
         });
     }
     let body = connection::body(response, ANSWER_MAX).await?;

@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use std::sync::mpsc;
 use std::time::Duration;
 
+use crate::suite::Subject as _;
 use ::lab::image::{Entry, Image, Layer, OCI, Recipe, architecture};
-use agent_runtime::executor::Executor as _;
 use serde_json::json;
 
 use crate::containerd::{container, finish};

@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use crate::suite::Subject as _;
 use ::lab::image::{DOCKER, Format, Image, Layer, OCI, Recipe, Stored, architecture, index};
-use agent_runtime::executor::Executor as _;
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::json;
@@ -193,7 +193,10 @@ async fn same(
     pulled.unwrap_or_else(|error| panic!("{name}: {error}"));
     let ours = tree_of(lab, node, &reference);
     assert!(!ours.is_empty());
-    assert_eq!(ours, reference_tree(lab, &reference, name), "{name}");
+    // umoci does not know zstd; the layers are those of the plain image.
+    let known = name.replace("zstd", "plain");
+    let reference = lab.image(&format!("{known}:1"));
+    assert_eq!(ours, reference_tree(lab, &reference, &known), "{name}");
     eprintln!("{name}: the same tree, {} lines", ours.len());
 }
 
@@ -212,6 +215,9 @@ fn tree_of(lab: &Lab, node: &Node, image: &str) -> Vec<String> {
 fn reference_tree(lab: &Lab, image: &str, name: &str) -> Vec<String> {
     let layout = lab.path(&format!("layout-{name}"));
     let bundle = lab.path(&format!("bundle-{name}"));
+    for old in [&layout, &bundle] {
+        let _ = fs::remove_dir_all(old);
+    }
     let source = format!("docker://{image}");
     let target = format!("oci:{}:x", layout.display());
     output(Command::new("skopeo").args(["copy", "--src-tls-verify=false", &source, &target]));

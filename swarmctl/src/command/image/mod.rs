@@ -4,7 +4,7 @@ mod bring;
 mod list;
 
 use swarm_proto::own;
-use swarm_proto::reference::Reference;
+use swarm_proto::reference::{Reference, without_digest};
 
 use super::session::{Failures, Session, Target};
 use crate::cli::{Image, RemoveImages};
@@ -82,8 +82,15 @@ async fn remove(session: &mut Session<'_>, flags: &RemoveImages) -> Result<(), E
 /// The image that a word names: by name, or by a prefix of its digest.
 fn find<'a>(images: &'a [own::LocalImage], word: &str) -> Result<&'a own::LocalImage, Error> {
     let full = word.parse::<Reference>().map(|r| r.to_string());
-    let by_name = |image: &&own::LocalImage| Ok(&image.name) == full.as_ref();
-    if let Some(image) = images.iter().find(by_name) {
+    // By tag and digest, as services name it, too.
+    let named = |image: &own::LocalImage, full: &str| {
+        let tagged = without_digest(full);
+        image.name == full
+            || (image.name == tagged && full.ends_with(&format!("@{}", image.digest)))
+    };
+    if let Ok(full) = full
+        && let Some(image) = images.iter().find(|image| named(image, &full))
+    {
         return Ok(image);
     }
     let hex = word.strip_prefix("sha256:").unwrap_or(word);
@@ -127,6 +134,10 @@ mod tests {
         let name = |word: &str| find(&images, word).map(|image| image.name.clone());
         assert_eq!(name("nginx:1").unwrap(), "docker.io/library/nginx:1");
         assert_eq!(name("abd").unwrap(), "reg.test/web:2");
+        let hex = "a".repeat(64);
+        let both = [image("reg.test/web:2", &hex)];
+        let word = format!("reg.test/web:2@sha256:{hex}");
+        assert!(find(&both, &word).is_ok());
         assert_eq!(name("sha256:abc1").unwrap(), "docker.io/library/nginx:1");
         assert!(matches!(name("ab"), Err(Error::Ambiguous { .. })));
         assert!(matches!(name("nginx:2"), Err(Error::NotFound { .. })));

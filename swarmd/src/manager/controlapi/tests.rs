@@ -7,6 +7,7 @@ use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use swarm_proto::pb::control_server::Control as _;
 use swarm_proto::pb::watch_server::Watch as _;
+use swarm_proto::reference::Reference;
 use swarm_proto::time::Timestamp;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request};
@@ -516,4 +517,100 @@ async fn ids_that_are_none_name_nothing() {
             .tasks
             .is_empty()
     );
+}
+
+/// Knows one digest, or none.
+#[derive(Debug)]
+struct OneDigest(Result<String, String>);
+
+#[tonic::async_trait]
+impl crate::manager::controlapi::ImageResolver for OneDigest {
+    async fn digest(&self, _: &Reference, _: &str) -> Result<String, String> {
+        self.0.clone()
+    }
+}
+
+fn container(service: &pb::Service) -> pb::ContainerSpec {
+    let task = service.spec.clone().unwrap().task.unwrap();
+    match task.runtime.unwrap() {
+        pb::task_spec::Runtime::Container(container) => container,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn a_tag_is_resolved_where_the_request_asks_for_it() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let (api, _) = api();
+    let knows = api
+        .clone()
+        .resolving(Arc::new(OneDigest(Ok(digest.clone()))));
+    let mut request = create(1, 1).into_inner();
+    request.resolve_image = true;
+    let answer = knows.create_service(Request::new(request.clone())).await;
+    let answer = answer.unwrap().into_inner();
+    let image = container(&answer.service.unwrap()).image;
+    assert!(image.ends_with(&format!("@{digest}")), "{image}");
+    assert!(answer.warnings.is_empty());
+
+    // A client of SwarmKit does not ask.
+    let answer = knows.create_service(create(2, 1)).await.unwrap();
+    let image = container(&answer.into_inner().service.unwrap()).image;
+    assert!(!image.contains('@'), "{image}");
+
+    // No answer is no reason to refuse.
+    let away = Err("registry r: connection refused".to_owned());
+    let away = api.resolving(Arc::new(OneDigest(away)));
+    let mut request = create(3, 1).into_inner();
+    request.resolve_image = true;
+    let answer = away.create_service(Request::new(request)).await;
+    let answer = answer.unwrap().into_inner();
+    assert!(!container(&answer.service.unwrap()).image.contains('@'));
+    assert!(
+        answer.warnings[0].contains("registry r: connection refused"),
+        "{:?}",
+        answer.warnings
+    );
+}
+
+#[tokio::test]
+async fn registry_credentials_are_stored_and_not_told() {
+    let (api, store) = api();
+    let mut request = create(1, 1).into_inner();
+    let task = request.spec.as_mut().unwrap().task.as_mut().unwrap();
+    let Some(pb::task_spec::Runtime::Container(wanted)) = &mut task.runtime else {
+        panic!("no container")
+    };
+    wanted.pull_options = Some(pb::container_spec::PullOptions {
+        registry_auth: "secret".to_owned(),
+    });
+    let answer = api.create_service(Request::new(request)).await.unwrap();
+    let service = answer.into_inner().service.unwrap();
+    assert_eq!(container(&service).pull_options, None);
+    let get = pb::GetServiceRequest {
+        service_id: service.id.clone(),
+        ..Default::default()
+    };
+    let told = api.get_service(Request::new(get)).await.unwrap();
+    assert_eq!(
+        container(&told.into_inner().service.unwrap()).pull_options,
+        None
+    );
+    // What comes back without them keeps them.
+    let mut spec = service.spec.clone().unwrap();
+    spec.annotations.as_mut().unwrap().labels = [("a".to_owned(), "b".to_owned())].into();
+    let update = pb::UpdateServiceRequest {
+        service_id: service.id.clone(),
+        service_version: service.meta.unwrap().version,
+        spec: Some(spec),
+        ..Default::default()
+    };
+    api.update_service(Request::new(update)).await.unwrap();
+    let view = store.view();
+    let stored = view.services.values().next().unwrap();
+    let stored = stored.spec.wire.task.clone().unwrap().runtime;
+    let Some(pb::task_spec::Runtime::Container(stored)) = stored else {
+        panic!("no container")
+    };
+    assert_eq!(stored.pull_options.unwrap().registry_auth, "secret");
 }
