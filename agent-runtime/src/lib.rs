@@ -18,12 +18,12 @@
 pub mod containerd;
 pub mod error;
 pub mod executor;
-pub mod health;
 #[doc(hidden)]
 pub mod fuzzing;
+pub mod health;
 pub mod host;
-mod init;
 pub mod image;
+mod init;
 pub mod none;
 pub mod output;
 pub mod plugins;

@@ -9,8 +9,8 @@ use prost::Message as _;
 use prost_types::Any;
 use swarm_proto::log_driver::{self, LogDriver};
 use swarm_proto::pb;
-use swarm_proto::service::InvalidSpec;
 use swarm_proto::registry_auth::Credentials;
+use swarm_proto::service::InvalidSpec;
 use tokio::sync::watch;
 
 use super::account::{self, Account};

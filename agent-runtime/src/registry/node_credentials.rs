@@ -104,3 +104,37 @@ async fn ask(program: &str, server: &str) -> Result<Option<Credentials>, String>
         .map(Some)
         .map_err(|error| failed(&error.to_string()))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    /// A helper that does what the script says.
+    async fn asked(script: &str) -> Result<Option<Credentials>, String> {
+        let directory = tempfile::tempdir().unwrap();
+        let program = directory.path().join("docker-credential-test");
+        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
+        let executable = std::fs::Permissions::from_mode(0o755);
+        std::fs::set_permissions(&program, executable).unwrap();
+        ask(program.to_str().unwrap(), "reg.test").await
+    }
+
+    #[tokio::test]
+    async fn a_helper_is_asked_for_the_server() {
+        let answer = r#"[ "$1" = get ] && read server; echo "{\"Username\":\"ann\",\"Secret\":\"$server\"}""#;
+        let expected = Credentials::Basic {
+            username: "ann".to_owned(),
+            password: "reg.test".to_owned(),
+        };
+        assert_eq!(asked(answer).await, Ok(Some(expected)));
+        let none = "echo credentials not found in native keychain; exit 1";
+        assert_eq!(asked(none).await, Ok(None));
+        let error = asked("echo secret; exit 3").await.unwrap_err();
+        assert!(error.contains("exit status: 3"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+        let error = asked("echo secret").await.unwrap_err();
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

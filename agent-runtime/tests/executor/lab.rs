@@ -321,12 +321,9 @@ fn table(tag: &str) -> String {
 }
 
 /// Names of the nodes that tests use, for the leak check.
-pub(crate) const NODES: [&str; 13] = [
+pub(crate) const NODES: [&str; 15] = [
     "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports",
-    "hostnet", "proxy", "stale", "gone",
-pub(crate) const NODES: [&str; 14] = [
-    "suite", "pull", "process", "limits", "mounts", "restart", "crash", "ports", "hostnet",
-    "proxy", "stale", "gone", "faults", "matrix",
+    "hostnet", "proxy", "stale", "gone", "faults", "matrix",
 ];
 
 /// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.

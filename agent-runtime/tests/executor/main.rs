@@ -10,6 +10,7 @@
     clippy::indexing_slicing,
     clippy::print_stderr,
     clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
     reason = "a test: it ends at the first surprise, reads the clock and talks"
 )]
 
