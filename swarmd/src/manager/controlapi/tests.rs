@@ -45,12 +45,16 @@ async fn seed(store: &Store, change: Change) {
     written.results[0].clone().unwrap();
 }
 
-fn create(name: u8, template: u8) -> Request<pb::CreateServiceRequest> {
-    let spec = spec(name, template, 2).wire.as_ref().clone();
+fn to_create(spec: pb::ServiceSpec) -> Request<pb::CreateServiceRequest> {
     Request::new(pb::CreateServiceRequest {
         spec: Some(spec),
         ..Default::default()
     })
+}
+
+fn create(name: u8, template: u8) -> Request<pb::CreateServiceRequest> {
+    let spec = spec(name, template, 2).wire.as_ref().clone();
+    to_create(spec)
 }
 
 async fn created(api: &ControlApi, name: u8) -> pb::Service {
@@ -141,10 +145,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
 
     let mut global = spec(1, 1, 1).wire.as_ref().clone();
     global.mode = Some(pb::service_spec::Mode::Global(pb::GlobalService {}));
-    let request = Request::new(pb::CreateServiceRequest {
-        spec: Some(global),
-        ..Default::default()
-    });
+    let request = to_create(global);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("mode global"), "{refused}");
@@ -152,10 +153,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let mut large = spec(1, 1, 1).wire.as_ref().clone();
     let labels = &mut large.annotations.as_mut().unwrap().labels;
     labels.insert("x".to_owned(), "y".repeat(3 << 19));
-    let request = Request::new(pb::CreateServiceRequest {
-        spec: Some(large),
-        ..Default::default()
-    });
+    let request = to_create(large);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("1.5 MiB"), "{refused}");
@@ -171,10 +169,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
         ..Default::default()
     });
     let told = |spec: pb::ServiceSpec| {
-        let request = Request::new(pb::CreateServiceRequest {
-            spec: Some(spec),
-            ..Default::default()
-        });
+        let request = to_create(spec);
         let api = api.clone();
         async move { api.create_service(request).await.unwrap_err() }
     };
@@ -203,10 +198,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     many.mode = Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService {
         replicas,
     }));
-    let request = Request::new(pb::CreateServiceRequest {
-        spec: Some(many),
-        ..Default::default()
-    });
+    let request = to_create(many);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
@@ -534,7 +526,9 @@ fn container(service: &pb::Service) -> pb::ContainerSpec {
     let task = service.spec.clone().unwrap().task.unwrap();
     match task.runtime.unwrap() {
         pb::task_spec::Runtime::Container(container) => container,
-        other => panic!("{other:?}"),
+        other @ (pb::task_spec::Runtime::Attachment(_) | pb::task_spec::Runtime::Generic(_)) => {
+            panic!("{other:?}")
+        }
     }
 }
 
