@@ -11,7 +11,7 @@ RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release
 # and to run containers and test with them.
 BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
 RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
-       busybox-static:busybox ca-certificates gzip:gzip
+       busybox-static:busybox ca-certificates gzip:gzip skopeo:skopeo umoci:umoci zstd:zstd
 
 # To build the Debian package and the images, and to test with them and with Ansible.
 PACKAGE := binutils:strip dpkg:dpkg-deb
@@ -93,14 +93,19 @@ test: test-binaries ## Every test; as root also those on containerd
 test-fast: build-deps ## Tests that need neither root nor containerd
 	SWARM_LAB=off cargo test --workspace
 
+.PHONY: test-fuzz
+test-fuzz: build-deps ## Parsers of what others write, fed with nonsense for 60 s each: make test-fuzz FUZZ_SEED=1
+	FUZZ_SECONDS=60 FUZZ_SEED=$(or $(FUZZ_SEED),1) cargo test --package agent-runtime --test fuzz -- --nocapture
+
 .PHONY: sim
 sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 	SEED=$(SEED) N=$(N) STEPS=$(STEPS) cargo test --release --package swarm --test sim -- --nocapture
 
 .PHONY: bench
 bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
-	$(MAKE) bench-schedule bench-control-plane bench-footprint
+	$(MAKE) bench-schedule bench-control-plane bench-footprint bench-pull
 
+bench-pull: deps
 bench-%: build-deps
 	cargo build --release -p swarmd -p swarm-bench
 	$(RELEASE)/bench $*

@@ -20,6 +20,7 @@ const FILES: &[&str] = &[
     "docker/swarmkit/v1/specs.proto",
     "docker/swarmkit/v1/types.proto",
     "docker/swarmkit/v1/watch.proto",
+    "swarm/v1/images.proto",
     "swarm/v1/operator.proto",
     "swarm/v1/raft.proto",
     "swarm/v1/store.proto",
@@ -37,6 +38,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         // Log payloads are shared, not copied, between replication, apply and the disk.
         .bytes(".swarm.v1.RaftEntry.command")
         .bytes(".swarm.v1.RaftSnapshotChunk.data")
+        .bytes(".swarm.v1.ImportImagesRequest.data")
         .codec_path("crate::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())

@@ -21,7 +21,10 @@ const CRATES: [(&str, &[&str]); 8] = [
     ("swarmctl", &["swarm-proto"]),
     ("examples/image/web", &[]),
     ("tests/lab", &[]),
-    ("benches", &["swarm-proto", "swarmd"]),
+    (
+        "benches",
+        &["swarm-proto", "swarmd", "agent-runtime", "swarm-lab"],
+    ),
 ];
 /// The crate that the tests of each may use: it depends on none of ours.
 const FOR_TESTS: &str = "swarm-lab";

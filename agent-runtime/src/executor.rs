@@ -8,8 +8,10 @@
 use std::sync::Arc;
 
 use swarm_proto::pb;
+use tokio::sync::watch;
 
 use crate::error::Error;
+use crate::image::ImageStore;
 
 /// Everything a controller needs to run one task, as the manager sent it.
 #[derive(Debug, Clone, PartialEq)]
@@ -56,6 +58,14 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
     /// controllers again (a `wait` under way may have ended with [`Error::Unavailable`]).
     async fn healthy(&self) -> Result<(), Error>;
 
+    /// The images of this node, for its operator.
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        Err(Error::Fatal(format!(
+            "this node's executor, {}, keeps no images",
+            self.name()
+        )))
+    }
+
     /// Removes whatever this node's executor made beyond its tasks (images, namespace, links). Used by leave.
     async fn purge(&self) -> Result<(), Error>;
 }
@@ -66,6 +76,12 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Makes the task ready to start: image, snapshot, sandbox, container. A notice is a sentence
     /// worth showing in the task's status (for example: started from the image present, registry unreachable).
     async fn prepare(&mut self) -> Result<Option<String>, Error>;
+
+    /// Says how far a preparation is, in words for the task's status, whenever there is news.
+    /// None where nothing of it takes long.
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        None
+    }
 
     /// Starts the container and returns once it runs. Ok if it runs already.
     async fn start(&mut self) -> Result<(), Error>;

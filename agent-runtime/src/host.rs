@@ -40,6 +40,16 @@ pub fn resources() -> pb::Resources {
     }
 }
 
+/// Seconds since 1970.
+#[expect(
+    clippy::disallowed_methods,
+    reason = "imperative shell: notes on images carry the host's time"
+)]
+pub(crate) fn now_s() -> u64 {
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    now.map_or(0, |now| now.as_secs())
+}
+
 /// `MemTotal` of `/proc/meminfo` in bytes.
 fn memory_total(meminfo: &str) -> Option<i64> {
     let line = meminfo

@@ -8,6 +8,8 @@
 //! | [`simulated`] | thousands of scripted tasks a process |
 //! | [`health`] | pure: when a container is checked, and what the result makes of it |
 //! | [`output`] `init` [`tool`] | the small processes beside and inside containers |
+//! | [`registry`] | images' registries: credentials, mirrors, manifests, blobs |
+//! | [`image`] | the images of a node, for its operator |
 //! | [`requirement`] | what a host has to have, and what it has |
 //! | [`none`] | refuses tasks, for hosts without a container runtime |
 //!
@@ -16,12 +18,16 @@
 pub mod containerd;
 pub mod error;
 pub mod executor;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod health;
 pub mod host;
+pub mod image;
 mod init;
 pub mod none;
 pub mod output;
 pub mod plugins;
+pub mod registry;
 pub mod requirement;
 pub mod simulated;
 pub mod step;

@@ -233,7 +233,10 @@ fn create(name: &str, replicas: u64) -> pb::CreateServiceRequest {
         mode: Some(mode),
         ..Default::default()
     };
-    pb::CreateServiceRequest { spec: Some(spec) }
+    pb::CreateServiceRequest {
+        spec: Some(spec),
+        ..Default::default()
+    }
 }
 
 fn patience(started: Instant, what: &str) -> Result<(), Failure> {

@@ -1,6 +1,6 @@
-//! Benchmarks: `bench schedule`, `bench control-plane`, `bench footprint`, each with cases to run.
+//! Benchmarks: `bench schedule`, `bench control-plane`, `bench footprint`, `bench pull`, each with cases to run.
 //!
-//! `schedule` calls the pass; the others start release swarmd processes (the ones beside this
+//! `schedule` calls the pass, `pull` a node's images, on a containerd and a registry of its own; the others start release swarmd processes (the ones beside this
 //! program) and measure them from outside. A bench ends with our figures beside the reference's and
 //! one JSON line a case, which also goes to `target/bench/NAME.json`. All that a case started ends
 //! with it, also when it fails or is interrupted.
@@ -13,6 +13,7 @@ mod cluster;
 mod control_plane;
 mod footprint;
 mod load;
+mod pull;
 mod report;
 mod schedule;
 
@@ -44,8 +45,9 @@ fn run(words: &[&str]) -> Result<(), Failure> {
             ["schedule", only @ ..] => schedule::run(only),
             ["control-plane", only @ ..] => control_plane::run(only).await,
             ["footprint", only @ ..] => footprint::run(only).await,
+            ["pull", only @ ..] => pull::run(only).await,
             [load::COMMAND, addr, token, nodes] => load::run(addr, token, nodes.parse()?).await,
-            _ => Err("usage: bench schedule|control-plane|footprint [CASE…]".into()),
+            _ => Err("usage: bench schedule|control-plane|footprint|pull [CASE…]".into()),
         }
     };
     runtime.block_on(async {

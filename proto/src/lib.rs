@@ -9,8 +9,8 @@
 //! - [`unserved`]: what specs may ask for and no node of this version does.
 //! - [`log_driver`]: what becomes of a container's output.
 //! - [`amount`]: sizes, counts and times as texts.
-//! - [`reference`](mod@reference), [`signal`], [`privileges`]: small languages inside a container's
-//!   spec.
+//! - [`reference`](mod@reference), [`signal`], [`privileges`], [`registry_auth`]: small languages
+//!   inside a container's spec.
 //!
 //! A spec is parsed once, where a request arrives: `TryFrom` the wire names every bad field at once
 //! ([`service::InvalidSpec`]), refuses what it does not know, and fills in defaults. From there on
@@ -52,6 +52,7 @@ pub mod placement;
 mod ports;
 pub mod privileges;
 pub mod reference;
+pub mod registry_auth;
 pub mod resources;
 mod restart;
 pub mod service;

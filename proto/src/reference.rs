@@ -96,6 +96,15 @@ impl Reference {
     }
 }
 
+/// The name as lists show it: without the digest, where there is a tag to go by.
+#[must_use]
+pub fn without_digest(image: &str) -> &str {
+    match image.split_once('@') {
+        Some((name, _)) if name.rfind(':') > name.rfind('/') => name,
+        Some(_) | None => image,
+    }
+}
+
 fn parse(text: &str) -> Result<Reference, &'static str> {
     if text.is_empty() {
         return Err("it is empty");
@@ -315,6 +324,17 @@ mod tests {
         }
         let error = "Nginx".parse::<Reference>().unwrap_err().to_string();
         assert!(error.contains("lower-case"), "{error}");
+    }
+
+    #[test]
+    fn a_digest_is_left_out_where_a_tag_says_enough() {
+        assert_eq!(without_digest("nginx:1@sha256:ab"), "nginx:1");
+        assert_eq!(
+            without_digest("r:5000/nginx@sha256:ab"),
+            "r:5000/nginx@sha256:ab"
+        );
+        assert_eq!(without_digest("r:5000/nginx:1@sha256:ab"), "r:5000/nginx:1");
+        assert_eq!(without_digest("nginx"), "nginx");
     }
 
     #[test]

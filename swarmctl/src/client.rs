@@ -4,6 +4,7 @@ mod dial;
 
 use std::time::Duration;
 
+use swarm_proto::own::images_client::ImagesClient;
 use swarm_proto::own::operator_client::OperatorClient;
 use swarm_proto::pb;
 use swarm_proto::pb::control_client::ControlClient;
@@ -24,6 +25,7 @@ const WRITE_ATTEMPTS: u32 = 5;
 pub(crate) struct Client {
     control: ControlClient<Channel>,
     operator: OperatorClient<Channel>,
+    images: ImagesClient<Channel>,
     watch: WatchClient<Channel>,
     timeout: Option<Duration>,
 }
@@ -35,6 +37,15 @@ pub(crate) enum Target {
     Spec,
     /// The spec before the current one.
     Previous,
+}
+
+/// Whether the manager asks the registry what an image's tag means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Resolve {
+    /// Once, for all tasks.
+    Digest,
+    /// Each node does.
+    Never,
 }
 
 impl Client {
@@ -53,6 +64,7 @@ impl Client {
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
             operator: OperatorClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
+            images: ImagesClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             watch: WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
             timeout,
         })
@@ -61,6 +73,11 @@ impl Client {
     /// The operator service: what SwarmKit's API has no place for.
     pub(crate) fn operator(&mut self) -> &mut OperatorClient<Channel> {
         &mut self.operator
+    }
+
+    /// The images of the node.
+    pub(crate) fn images(&mut self) -> &mut ImagesClient<Channel> {
+        &mut self.images
     }
 
     /// The watch service.
@@ -152,19 +169,24 @@ impl Client {
     pub(crate) async fn create_service(
         &mut self,
         spec: pb::ServiceSpec,
-    ) -> Result<pb::Service, Error> {
+        resolve: Resolve,
+    ) -> Result<(pb::Service, Vec<String>), Error> {
         let name = spec
             .annotations
             .as_ref()
             .map(|a| a.name.clone())
             .unwrap_or_default();
         let what = format!("create service {name}");
-        let request = self.request(pb::CreateServiceRequest { spec: Some(spec) });
+        let request = self.request(pb::CreateServiceRequest {
+            spec: Some(spec),
+            resolve_image: resolve == Resolve::Digest,
+        });
         let answer = self.control.create_service(request).await;
         let answer = answer
             .map_err(|status| Error::refused(&what, status))?
             .into_inner();
-        answer.service.ok_or_else(|| incomplete(what))
+        let service = answer.service.ok_or_else(|| incomplete(what))?;
+        Ok((service, answer.warnings))
     }
 
     pub(crate) async fn remove_service(&mut self, id: &str, name: &str) -> Result<(), Error> {
@@ -270,9 +292,9 @@ impl Client {
     pub(crate) async fn update_service(
         &mut self,
         mut service: pb::Service,
-        target: Target,
+        (target, resolve): (Target, Resolve),
         change: impl Fn(&mut pb::ServiceSpec) -> Result<(), Error>,
-    ) -> Result<Option<pb::Service>, Error> {
+    ) -> Result<Option<(pb::Service, Vec<String>)>, Error> {
         let what = format!("update service {}", crate::resolve::service_name(&service));
         let rollback = match target {
             Target::Spec => pb::update_service_request::Rollback::None,
@@ -290,9 +312,13 @@ impl Client {
                 service_version: service.meta.as_ref().and_then(|meta| meta.version),
                 spec: Some(spec),
                 rollback: rollback.into(),
+                resolve_image: resolve == Resolve::Digest,
             });
             match self.control.update_service(request).await {
-                Ok(answer) => return Ok(answer.into_inner().service),
+                Ok(answer) => {
+                    let answer = answer.into_inner();
+                    return Ok(answer.service.map(|service| (service, answer.warnings)));
+                }
                 Err(status) if attempt < WRITE_ATTEMPTS && stale(&status) => {
                     service = self
                         .get_service(&service.id)

@@ -61,6 +61,7 @@ pub(crate) enum Kind {
     Task,
     Cluster,
     Network,
+    Image,
 }
 
 impl fmt::Display for Kind {
@@ -71,6 +72,7 @@ impl fmt::Display for Kind {
             Self::Task => "task",
             Self::Cluster => "cluster",
             Self::Network => "network",
+            Self::Image => "image",
         })
     }
 }

@@ -16,6 +16,7 @@ mod clock;
 mod command;
 mod environment;
 mod error;
+mod registry_auth;
 mod render;
 mod resolve;
 mod spec;

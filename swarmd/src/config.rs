@@ -4,6 +4,7 @@
 //! once. Names, meanings and defaults of SwarmKit's flags are kept.
 
 mod check;
+mod images;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -200,6 +201,35 @@ struct Settings {
     /// PEM file with CA certificates that registries are checked against, besides the system's
     #[arg(long, env = "SWARMD_REGISTRY_CA", value_name = "FILE")]
     registry_ca: Option<String>,
+    /// Directory with certificates of registries, one directory a registry (host or host:port): *.crt are
+    /// CAs, *.cert and *.key a client's [default: /etc/docker/certs.d]
+    #[arg(long, env = "SWARMD_REGISTRY_CERTS", value_name = "DIR")]
+    registry_certs: Option<String>,
+    /// Docker's config.json with credentials or credential helpers of registries, for images whose service
+    /// brings none
+    #[arg(long, env = "SWARMD_REGISTRY_CONFIG", value_name = "FILE")]
+    registry_config: Option<String>,
+    /// Mirror that is asked before the registry, REGISTRY=URL, or URL for Docker Hub's; repeatable
+    #[arg(
+        long,
+        env = "SWARMD_REGISTRY_MIRROR",
+        value_delimiter = ',',
+        value_name = "MIRROR"
+    )]
+    #[serde(default)]
+    registry_mirror: Vec<String>,
+    /// Remove images that no task has used for this long; 0 keeps them [default: 7d]
+    #[arg(long, env = "SWARMD_IMAGE_GC_AGE", value_name = "DURATION")]
+    image_gc_age: Option<String>,
+    /// Disk usage in percent from which unused images are removed, oldest first; 100 for never [default: 85]
+    #[arg(long, env = "SWARMD_IMAGE_GC_HIGH_THRESHOLD", value_name = "PERCENT")]
+    image_gc_high_threshold: Option<String>,
+    /// Disk usage in percent down to which they are [default: 80]
+    #[arg(long, env = "SWARMD_IMAGE_GC_LOW_THRESHOLD", value_name = "PERCENT")]
+    image_gc_low_threshold: Option<String>,
+    /// Keep images that were used within this time in any case [default: 2m]
+    #[arg(long, env = "SWARMD_IMAGE_MINIMUM_GC_AGE", value_name = "DURATION")]
+    image_minimum_gc_age: Option<String>,
     /// Host name that this node reports [default: the system's]
     #[arg(long, env = "SWARMD_HOSTNAME", value_name = "NAME")]
     hostname: Option<String>,
@@ -263,10 +293,10 @@ pub struct Config {
     pub containerd_namespace: Option<String>,
     /// What runs tasks.
     pub executor: ExecutorKind,
-    /// Registries reached over HTTP.
-    pub insecure_registries: Vec<String>,
-    /// CA certificates of registries.
-    pub registry_ca: Option<PathBuf>,
+    /// How registries are reached.
+    pub registries: agent_runtime::registry::Registries,
+    /// When unused images go.
+    pub collection: agent_runtime::image::Collection,
     /// Host name to report; none asks the system.
     pub hostname: Option<String>,
     /// Availability at first join.
@@ -371,6 +401,15 @@ impl Settings {
             executor: self.executor.or(other.executor),
             insecure_registry: list(self.insecure_registry, other.insecure_registry),
             registry_ca: self.registry_ca.or(other.registry_ca),
+            registry_certs: self.registry_certs.or(other.registry_certs),
+            registry_config: self.registry_config.or(other.registry_config),
+            registry_mirror: list(self.registry_mirror, other.registry_mirror),
+            image_gc_age: self.image_gc_age.or(other.image_gc_age),
+            image_gc_high_threshold: self
+                .image_gc_high_threshold
+                .or(other.image_gc_high_threshold),
+            image_gc_low_threshold: self.image_gc_low_threshold.or(other.image_gc_low_threshold),
+            image_minimum_gc_age: self.image_minimum_gc_age.or(other.image_minimum_gc_age),
             hostname: self.hostname.or(other.hostname),
             availability: self.availability.or(other.availability),
             advertise_remote_api: self.advertise_remote_api.or(other.advertise_remote_api),

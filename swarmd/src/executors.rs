@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use agent_runtime::containerd::{ContainerdConfig, ContainerdExecutor};
+use agent_runtime::image::ImageStore;
 use agent_runtime::none::NoExecutor;
 use agent_runtime::simulated::{SimulatedConfig, SimulatedExecutor, SimulatedRuntime};
 use agent_runtime::{Controller, Error, Executor, TaskOrder};
@@ -80,10 +81,8 @@ impl LateContainerd {
             .unwrap_or_else(|| format!("swarm-{node}"));
         let mut containerd =
             ContainerdConfig::new(&config.engine_addr, &namespace, state_dir.to_owned());
-        containerd
-            .insecure_registries
-            .clone_from(&config.insecure_registries);
-        containerd.registry_ca.clone_from(&config.registry_ca);
+        containerd.registries.clone_from(&config.registries);
+        containerd.collection = config.collection;
         containerd.engine_labels.clone_from(&config.engine_labels);
         containerd.generic_resources = generic_to_wire(&config.generic_resources);
         Self {
@@ -145,6 +144,10 @@ impl Executor for LateContainerd {
             self.clock.sleep(LOOK_AGAIN).await;
         }
         Ok(())
+    }
+
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        self.executor().await?.images().await
     }
 
     async fn purge(&self) -> Result<(), Error> {

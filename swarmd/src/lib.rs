@@ -4,6 +4,7 @@
 //! - [`node`]: who this node is; starts and stops manager and agent.
 //! - [`manager`]: one log, one writer, one pass. [`agent`]: runs the tasks it is given. They never
 //!   import each other: also on the same host they meet over gRPC.
+//! - [`images`]: this node's images, and what tags mean.
 //! - [`ca`]: identity, certificates, TLS. [`clock`]: the only clock.
 
 pub mod agent;
@@ -15,6 +16,7 @@ mod daemon;
 mod doctor;
 mod executors;
 mod host;
+pub mod images;
 pub mod manager;
 pub mod node;
 pub mod operator;

@@ -30,6 +30,7 @@ use crate::ca::{
 };
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
+use crate::images::{LocalImages, RegistryResolver};
 use crate::manager::raft::{Start, Timing};
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
@@ -287,7 +288,8 @@ async fn run_worker(
     let ask = AskManager::new(ports.managers.clone());
     let cluster = ClusterState::Elsewhere(ask.clone());
     let operator = ports.operator(running.security.clone(), cluster);
-    running.serve_socket(socket, worker_api::routes(operator, ask), None);
+    let images = LocalImages::new(Arc::clone(&running.executor));
+    running.serve_socket(socket, worker_api::routes(operator, images, ask), None);
     running.remember_managers();
     running.tell_ready(Role::Worker);
     let end = running.until_end(None).await;
@@ -322,7 +324,10 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let operator = ports.operator(running.security.clone(), cluster);
     let routes = server::routes(&manager, operator);
     let forwarder = Arc::new(manager.forwarder(running.security.clone()));
-    running.serve_socket(socket, routes.clone(), Some(Arc::clone(&forwarder)));
+    // Images are this node's own affair: nobody asks for them from elsewhere.
+    let images = LocalImages::new(Arc::clone(&running.executor)).into_server();
+    let local = routes.clone().add_service(images);
+    running.serve_socket(socket, local, Some(Arc::clone(&forwarder)));
     running.serve_remote((listen, listener), routes, (&manager, forwarder));
     running.join_managers(&manager, known)?;
     running.tell_ready(Role::Manager);
@@ -363,6 +368,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         },
         addresses: vec![addr],
         start,
+        resolver: Arc::new(RegistryResolver(config.registries.clone())),
     };
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {
@@ -459,7 +465,7 @@ async fn start(
             os: "linux".to_owned(),
             arch: agent_runtime::host::architecture().to_owned(),
         },
-        executor,
+        executor: Arc::clone(&executor),
         connector: Arc::new(security.clone()),
         clock: clock.clone(),
         managers,
@@ -497,6 +503,7 @@ async fn start(
         tasks,
         servers: JoinSet::new(),
         agent,
+        executor,
         leave,
     };
     Ok((running, ports))

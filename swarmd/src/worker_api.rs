@@ -1,4 +1,4 @@
-//! What a worker's control socket serves: `Operator`, as on any node, and for everything that only
+//! What a worker's control socket serves: `Operator` and `Images`, as on any node, and for everything that only
 //! managers serve the answer whom to ask instead.
 
 use std::convert::Infallible;
@@ -8,6 +8,8 @@ use tokio::sync::watch;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
+
+use crate::images::LocalImages;
 
 /// Managers named in one answer; any of them serves every request, so more would be no help.
 const NAMED_MAX: usize = 5;
@@ -44,17 +46,19 @@ impl AskManager {
 }
 
 /// The services of a worker's control socket.
-pub fn routes(operator: impl Operator, ask: AskManager) -> Routes {
+pub fn routes(operator: impl Operator, images: LocalImages, ask: AskManager) -> Routes {
     let elsewhere = tower::service_fn(move |_: http::Request<_>| {
         let answer = ask.refusal().into_http::<Body>();
         async move { Ok::<_, Infallible>(answer) }
     });
-    let own = Routes::new(OperatorServer::new(operator));
+    let own = Routes::new(OperatorServer::new(operator)).add_service(images.into_server());
     own.into_axum_router().fallback_service(elsewhere).into()
 }
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use swarm_proto::own;
     use tonic::{Code, Request, Response};
     use tower::ServiceExt as _;
@@ -91,7 +95,9 @@ mod tests {
     #[tokio::test]
     async fn every_rpc_is_answered_here_or_names_the_managers() {
         let (_known, managers) = watch::channel(vec!["10.0.0.1:4242".to_owned()]);
-        let routes = routes(Unasked, AskManager::new(managers));
+        let none = Arc::new(agent_runtime::none::NoExecutor::new("for a test"));
+        let images = LocalImages::new(none);
+        let routes = routes(Unasked, images, AskManager::new(managers));
         let rpcs = TABLE
             .iter()
             .flat_map(|(service, methods)| methods.iter().map(move |(rpc, _)| (*service, *rpc)));
@@ -103,6 +109,11 @@ mod tests {
                 .unwrap();
             let answer = routes.clone().oneshot(request).await.unwrap();
             let status = Status::from_header_map(answer.headers()).unwrap();
+            if service == "swarm.v1.Images" {
+                let text = status.message();
+                assert!(!text.contains("ask a manager"), "{service}/{rpc}: {text}");
+                continue;
+            }
             if service == "swarm.v1.Operator" {
                 assert_eq!(status.code(), Code::Aborted, "{service}/{rpc}");
                 continue;

@@ -60,7 +60,10 @@ async fn create(channel: Channel, name: &str, bytes: usize) -> Result<(), Status
         )),
         ..Default::default()
     };
-    let request = pb::CreateServiceRequest { spec: Some(spec) };
+    let request = pb::CreateServiceRequest {
+        spec: Some(spec),
+        ..Default::default()
+    };
     let mut client = ControlClient::new(channel);
     client.create_service(request).await.map(drop)
 }

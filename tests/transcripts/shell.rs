@@ -6,6 +6,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use agent_runtime::simulated::{SimulatedConfig, SimulatedExecutor, SimulatedRuntime};
 use harness::sim::World;
 use harness::sim::host::Host;
 use harness::sim::specs;
@@ -14,6 +15,7 @@ use swarm_proto::id::{NodeId, TaskId};
 use swarm_proto::own::operator_server::{Operator, OperatorServer};
 use swarm_proto::{own, pb};
 use swarmctl::{Environment, ExitCode, Terminal};
+use swarmd::images::LocalImages;
 use swarmd::manager::bootstrap;
 use swarmd::manager::controlapi::{ControlApi, Managers};
 use swarmd::manager::scheduler::explain::explain;
@@ -90,9 +92,10 @@ impl Shell {
         let of_manager = Routes::default()
             .add_service(pb::control_server::ControlServer::new(api.clone()))
             .add_service(pb::watch_server::WatchServer::new(api))
-            .add_service(OperatorServer::new(local.clone()));
+            .add_service(OperatorServer::new(local.clone()))
+            .add_service(images().into_server());
         let (_, known) = watch::channel(vec![MANAGER_ADDR.to_owned()]);
-        let of_worker = worker_api::routes(local, AskManager::new(known));
+        let of_worker = worker_api::routes(local, images(), AskManager::new(known));
         Self {
             world,
             here,
@@ -170,6 +173,15 @@ impl Shell {
             _ => panic!("unknown directive: {directive}"),
         }
     }
+}
+
+/// The images of a host that has none yet.
+fn images() -> LocalImages {
+    let config = SimulatedConfig::default();
+    LocalImages::new(Arc::new(SimulatedExecutor::new(
+        SimulatedRuntime::new(),
+        config,
+    )))
 }
 
 fn node_of(world: &World, name: &str) -> NodeId {

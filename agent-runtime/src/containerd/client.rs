@@ -61,6 +61,10 @@ impl Failure {
     pub(super) fn is_present(&self) -> bool {
         self.code() == Some(Code::AlreadyExists)
     }
+
+    pub(super) fn is_precondition(&self) -> bool {
+        self.code() == Some(Code::FailedPrecondition)
+    }
 }
 
 impl From<Failure> for Error {

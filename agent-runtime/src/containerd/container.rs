@@ -29,6 +29,8 @@ const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec"
 #[derive(Debug, Clone)]
 pub(super) struct Container {
     pub id: String,
+    /// The name of its image.
+    pub image: String,
     pub labels: BTreeMap<String, String>,
 }
 
@@ -315,6 +317,7 @@ impl From<Record> for Container {
         let labels: HashMap<String, String> = record.labels;
         Self {
             id: record.id,
+            image: record.image,
             labels: labels.into_iter().collect(),
         }
     }

@@ -8,13 +8,16 @@ use containerd_client::services::v1::{
     AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
     content_client::ContentClient,
 };
+use containerd_client::types::Descriptor as ContentDescriptor;
 use futures::{Stream, StreamExt as _};
 use prost_types::FieldMask;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::client::{CALL_MAX, Client, Failure, or_absent};
+use super::manifest::Manifest;
 use crate::error::Error;
+use crate::registry::Source;
 
 /// A message to containerd carries this much: large enough to not count, far below its limit of 16 MiB.
 const CHUNK: usize = 256 << 10;
@@ -28,8 +31,16 @@ pub(super) struct Blob {
     pub size: u64,
 }
 
-/// Which bytes a blob is made of, when the store has not got them.
-pub(super) type Source = futures::stream::BoxStream<'static, std::io::Result<Bytes>>;
+/// What became of bytes for the store.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stored {
+    /// They are there now.
+    New,
+    /// They were there.
+    Present,
+    /// They were not those that the digest names; nothing is kept.
+    Wrong,
+}
 
 /// The content store of one namespace.
 #[derive(Debug, Clone)]
@@ -73,6 +84,21 @@ impl Content {
         }
     }
 
+    /// Describes a manifest that is there, as an image record names it.
+    pub(super) async fn descriptor(
+        &self,
+        digest: &str,
+        limit: usize,
+    ) -> Result<ContentDescriptor, Error> {
+        let body = self.read(digest, limit).await?;
+        Ok(ContentDescriptor {
+            media_type: Manifest::parse(&body)?.media_type().to_owned(),
+            digest: digest.to_owned(),
+            size: i64::try_from(body.len()).unwrap_or(i64::MAX),
+            ..Default::default()
+        })
+    }
+
     /// Sets labels on a blob that is there.
     pub(super) async fn label(
         &self,
@@ -101,43 +127,36 @@ impl Content {
 
     /// Puts a blob into the store, under a lease, with labels. `open` is called only when no
     /// namespace of this containerd has the blob.
-    pub(super) async fn put<Open>(
+    pub(super) async fn put(
         &self,
         lease: &str,
         blob: &Blob,
         labels: &BTreeMap<String, String>,
-        open: Open,
-    ) -> Result<(), Error>
-    where
-        Open: AsyncFnOnce() -> Result<Source, Error>,
-    {
+        open: impl FnOnce() -> Source + Send,
+    ) -> Result<Stored, Error> {
         let ingest = format!("swarm-{}", blob.digest);
         // What an earlier swarmd left half-written is written anew.
         self.abort(&ingest).await?;
         let result = self.ingest(&ingest, lease, blob, open).await;
-        match result {
-            Ok(()) => {}
-            Err(error) => {
-                if let Err(failure) = self.abort(&ingest).await {
-                    tracing::debug!(?failure, "half-written content stays");
-                }
-                return Err(error);
-            }
+        if !matches!(result, Ok(Stored::New | Stored::Present))
+            && let Err(failure) = self.abort(&ingest).await
+        {
+            tracing::debug!(?failure, "half-written content stays");
         }
-        self.label(&blob.digest, labels).await?;
-        Ok(())
+        let stored = result?;
+        if stored != Stored::Wrong {
+            self.label(&blob.digest, labels).await?;
+        }
+        Ok(stored)
     }
 
-    async fn ingest<Open>(
+    async fn ingest(
         &self,
         ingest: &str,
         lease: &str,
         blob: &Blob,
-        open: Open,
-    ) -> Result<(), Error>
-    where
-        Open: AsyncFnOnce() -> Result<Source, Error>,
-    {
+        open: impl FnOnce() -> Source + Send,
+    ) -> Result<Stored, Error> {
         let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
         let message = |action: WriteAction, offset: u64, data: Bytes| WriteContentRequest {
             action: action.into(),
@@ -168,24 +187,19 @@ impl Content {
             .await;
         let mut replies = match opened {
             Ok(replies) => replies,
-            Err(failure) if failure.is_present() => return Ok(()),
+            Err(failure) if failure.is_present() => return Ok(Stored::Present),
             Err(failure) => return Err(failure.into()),
         };
         match self.reply(&mut replies).await {
             Ok(()) => {}
-            Err(failure) if failure.is_present() => return Ok(()),
+            Err(failure) if failure.is_present() => return Ok(Stored::Present),
             Err(failure) => return Err(failure.into()),
         }
-        let mut source = chunks(open().await?);
+        let mut source = chunks(open());
         let mut offset = 0;
         while let Some(chunk) = source.next().await {
-            let chunk = chunk.map_err(|error| {
-                Error::Fatal(format!(
-                    "content {}: {}",
-                    blob.digest,
-                    super::client::chain(&error)
-                ))
-            })?;
+            // Its own words name the registry and the blob.
+            let chunk = chunk.map_err(|error| Error::Fatal(error.to_string()))?;
             let length = chunk.len() as u64;
             let write = message(WriteAction::Write, offset, chunk);
             sender.send(write).await.map_err(|_| ended())?;
@@ -196,13 +210,15 @@ impl Content {
         sender.send(commit).await.map_err(|_| ended())?;
         match self.reply(&mut replies).await {
             Ok(()) => {}
-            Err(failure) if failure.is_present() => return Ok(()),
+            Err(failure) if failure.is_present() => return Ok(Stored::Present),
+            // It compares size and digest with what was announced.
+            Err(failure) if failure.is_precondition() => return Ok(Stored::Wrong),
             Err(failure) => return Err(failure.into()),
         }
         // Ended in order, the call is not a cancelled one in containerd's log.
         drop(sender);
         let _ = tokio::time::timeout(CALL_MAX, replies.message()).await;
-        Ok(())
+        Ok(Stored::New)
     }
 
     async fn reply(

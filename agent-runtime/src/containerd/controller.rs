@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::container::Process;
@@ -29,6 +30,8 @@ pub(super) struct ContainerdController {
     making: JoinSet<Result<Option<String>, Error>>,
     /// The health checks of the running container, since its start.
     watch: Option<Watch>,
+    /// How far its preparation is.
+    progress: watch::Sender<String>,
 }
 
 impl ContainerdController {
@@ -38,6 +41,7 @@ impl ContainerdController {
             order,
             making: JoinSet::new(),
             watch: None,
+            progress: watch::Sender::default(),
         }
     }
 
@@ -255,7 +259,7 @@ impl Controller for ContainerdController {
             node: Arc::clone(&self.node),
             order: self.order.clone(),
         };
-        let image = making.image().await?;
+        let image = making.image(&self.progress).await?;
         // From here on not given up half-way when this call is: a request that containerd has
         // begun may finish after everything was removed.
         self.making.spawn(async move { making.make(image).await });
@@ -266,6 +270,10 @@ impl Controller for ContainerdController {
                 self.id()
             ))),
         }
+    }
+
+    fn progress(&self) -> Option<watch::Receiver<String>> {
+        Some(self.progress.subscribe())
     }
 
     async fn start(&mut self) -> Result<(), Error> {

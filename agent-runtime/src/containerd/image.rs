@@ -11,6 +11,7 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::Duration;
 
 use containerd_client::services::v1::images_client::ImagesClient;
 use containerd_client::services::v1::{
@@ -19,24 +20,35 @@ use containerd_client::services::v1::{
 };
 use containerd_client::types::Descriptor as ContentDescriptor;
 use futures::future::{BoxFuture, FutureExt as _, WeakShared};
-use futures::stream::{StreamExt as _, TryStreamExt as _};
-use oci_client::Reference;
-use oci_client::secrets::RegistryAuth;
+use prost_types::FieldMask;
+use swarm_proto::reference::Reference;
+use swarm_proto::registry_auth::Credentials;
+use tokio::sync::watch;
 
-use super::client::{CALL_MAX, Client, or_absent};
-use super::content::{Blob, Content};
+use super::client::{CALL_MAX, Client, Failure, or_absent};
+use super::content::Content;
+use super::fetch::snapshot_label;
+use super::label;
 use super::lease::Leases;
-use super::manifest::{Descriptor, ImageConfig, MANIFEST_MAX, Manifest, chain_ids, choose, digest};
-use super::registry::{Fetched, RegistryRules, Session};
-use super::snapshot::{Layer, SNAPSHOTTER, Snapshots};
+use super::manifest::{ImageConfig, Manifest, chain_ids, choose};
+use super::snapshot::Snapshots;
 use crate::error::Error;
+use crate::host;
+use crate::image::PullState;
+use crate::registry::{MANIFEST_MAX, Patience, Progress, Registries, digest};
 
-/// Layers fetched at the same time for one image; Docker's figure.
-const LAYERS_AT_ONCE: usize = 3;
 /// Images remembered; a node seldom runs more. Reading one again costs some milliseconds.
 const WHOLE_MAX: usize = 256;
-/// Layers of one image; overlayfs takes 500 lower directories.
-const LAYERS_MAX: usize = 500;
+/// How often those who wait for a pull hear how far it is: each change of a task's status is an
+/// entry of the managers' log.
+const PROGRESS_EVERY: Duration = Duration::from_secs(2);
+/// How often an operator who waits for a pull sees how far it is.
+const SHOWN_EVERY: Duration = Duration::from_millis(100);
+/// An image's last use is written down again after this long: its collection counts in hours.
+const TOUCH_EVERY_S: u64 = 60;
+/// Between the moment a task takes an image and that of its container's record there are some
+/// milliseconds, or a second where a thousand come at once.
+const TAKEN_S: u64 = 5;
 
 /// An image that is ready to run.
 #[derive(Debug, Clone)]
@@ -55,14 +67,24 @@ pub(super) struct Image {
 
 /// A pull that several tasks may wait for. The error is text, because it is shared.
 /// Held weakly: a pull that nobody waits for any more ends.
-type Pull = WeakShared<BoxFuture<'static, Result<Image, Refusal>>>;
+type Pull = WeakShared<PullFuture>;
+type PullFuture = BoxFuture<'static, Result<Image, Refusal>>;
 
 /// One pull.
 struct Request {
     reference: Reference,
     /// Canonical text of the reference.
     name: String,
-    auth: RegistryAuth,
+    credentials: Credentials,
+    progress: Arc<Progress>,
+}
+
+/// A pull that is under way.
+#[derive(Debug)]
+struct UnderWay {
+    pull: Pull,
+    name: String,
+    progress: Arc<Progress>,
 }
 
 /// An [`Error`] that can be given to several waiting tasks.
@@ -76,35 +98,38 @@ enum Refusal {
 /// The images of one namespace.
 #[derive(Debug, Clone)]
 pub(super) struct Images {
-    inner: Arc<Inner>,
+    pub(super) inner: Arc<Inner>,
 }
 
 #[derive(Debug)]
-struct Inner {
-    client: Client,
-    content: Content,
-    snapshots: Snapshots,
-    rules: RegistryRules,
-    leases: Leases,
-    pulls: Mutex<BTreeMap<String, Pull>>,
+pub(super) struct Inner {
+    pub(super) client: Client,
+    pub(super) content: Content,
+    pub(super) snapshots: Snapshots,
+    pub(super) registries: Registries,
+    pub(super) leases: Leases,
+    pulls: Mutex<BTreeMap<String, UnderWay>>,
     /// Images that were found whole, by digest: spares reading them for every task.
     whole: Mutex<BTreeMap<String, Image>>,
+    /// When the last use of an image was written down, by name, in seconds.
+    touched: Mutex<BTreeMap<String, u64>>,
     /// One lock per digest that is being fetched, per chain id that is being unpacked: containerd
     /// takes one writer of each.
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
 }
 
 impl Images {
-    pub(super) fn new(client: Client, rules: RegistryRules) -> Self {
+    pub(super) fn new(client: Client, registries: Registries) -> Self {
         let leases = Leases::new(client.clone());
         Self {
             inner: Arc::new(Inner {
                 content: Content::new(client.clone()),
                 snapshots: Snapshots::new(client.clone()),
                 client,
-                rules,
+                registries,
                 pulls: Mutex::default(),
                 whole: Mutex::default(),
+                touched: Mutex::default(),
                 locks: Mutex::default(),
                 leases,
             }),
@@ -112,41 +137,101 @@ impl Images {
     }
 
     /// Makes the image ready: present as the registry has it now, or as it is here when the
-    /// registry can't say.
-    pub(super) async fn ensure(&self, image: &str, auth: RegistryAuth) -> Result<Image, Error> {
+    /// registry can't say. Meanwhile `told` hears how far that is.
+    pub(super) async fn ensure(
+        &self,
+        image: &str,
+        credentials: Credentials,
+        told: &watch::Sender<String>,
+    ) -> Result<Image, Error> {
         let reference: Reference = image
             .parse()
-            .map_err(|error| Error::Fatal(format!("image {image:?}: {error}")))?;
-        // Other credentials may see another image: such pulls are not shared.
-        let key = digest(format!("{reference} {:?}", Secret(&auth)).as_bytes());
-        let pull = {
-            let mut pulls = self
-                .inner
-                .pulls
-                .lock()
-                .unwrap_or_else(PoisonError::into_inner);
-            pulls.retain(|_, pull| pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
-            match pulls.get(&key).and_then(WeakShared::upgrade) {
-                Some(pull) => pull,
-                None => {
-                    let inner = Arc::clone(&self.inner);
-                    let pull = async move {
-                        let pull = Request {
-                            name: reference.whole(),
-                            reference,
-                            auth,
-                        };
-                        inner.resolve(&pull).await.map_err(Refusal::from)
-                    };
-                    let pull = pull.boxed().shared();
-                    if let Some(weak) = pull.downgrade() {
-                        pulls.insert(key, weak);
-                    }
-                    pull
+            .map_err(|error| Error::Fatal(format!("image {error}")))?;
+        let (mut pull, progress) = self.shared(reference, credentials);
+        let mut ticks = tokio::time::interval(PROGRESS_EVERY);
+        // The first one is at once; nothing is known then.
+        ticks.tick().await;
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut pull => return result.map_err(Error::from),
+                _ = ticks.tick() => {
+                    let text = progress.text();
+                    told.send_if_modified(|last| {
+                        let news = *last != text;
+                        *last = text;
+                        news
+                    });
                 }
             }
+        }
+    }
+
+    /// Brings the image in as the registry has it now, which has to answer; `told` hears how far
+    /// that is.
+    pub(super) async fn pull_now(
+        &self,
+        image: &str,
+        credentials: Credentials,
+        told: &watch::Sender<PullState>,
+    ) -> Result<Image, Error> {
+        let reference: Reference = image
+            .parse()
+            .map_err(|error| Error::Fatal(format!("image {error}")))?;
+        let (mut pull, progress) = self.shared(reference, credentials);
+        let mut ticks = tokio::time::interval(SHOWN_EVERY);
+        loop {
+            tokio::select! {
+                biased;
+                result = &mut pull => {
+                    let image = result.map_err(Error::from)?;
+                    told.send_replace(progress.state());
+                    return match image.notice {
+                        Some(notice) => Err(Error::Fatal(format!("image {}: {notice}", image.name))),
+                        None => Ok(image),
+                    };
+                }
+                _ = ticks.tick() => drop(told.send_replace(progress.state())),
+            }
+        }
+    }
+
+    /// The pull under way for the same image by the same caller, or a new one.
+    fn shared(
+        &self,
+        reference: Reference,
+        credentials: Credentials,
+    ) -> (futures::future::Shared<PullFuture>, Arc<Progress>) {
+        // Other credentials may see another image: such pulls are not shared.
+        let secret = credentials.encode(&reference.registry);
+        let key = digest(format!("{reference} {secret}").as_bytes());
+        let mut pulls = self.inner.pulls();
+        pulls.retain(|_, way| way.pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
+        if let Some(way) = pulls.get(&key)
+            && let Some(pull) = way.pull.upgrade()
+        {
+            return (pull, Arc::clone(&way.progress));
+        }
+        let inner = Arc::clone(&self.inner);
+        let progress = Arc::<Progress>::default();
+        let request = Request {
+            name: reference.to_string(),
+            reference,
+            credentials,
+            progress: Arc::clone(&progress),
         };
-        pull.await.map_err(Error::from)
+        let name = request.name.clone();
+        let pull = async move { inner.resolve(&request).await.map_err(Refusal::from) };
+        let pull = pull.boxed().shared();
+        if let Some(weak) = pull.downgrade() {
+            let way = UnderWay {
+                pull: weak,
+                name,
+                progress: Arc::clone(&progress),
+            };
+            pulls.insert(key, way);
+        }
+        (pull, progress)
     }
 
     /// The image turned out not to be whole: looks again the next time.
@@ -156,42 +241,10 @@ impl Images {
 
     /// Removes every image record of the namespace; with the last one, what only they kept.
     pub(super) async fn remove_all(&self) -> Result<(), Error> {
-        self.inner.whole().clear();
-        let client = &self.inner.client;
-        let mut rpc = ImagesClient::new(client.channel());
-        let request = client.request(ListImagesRequest {
-            filters: Vec::new(),
-        });
-        let images = client
-            .call("list images", CALL_MAX, rpc.list(request))
-            .await?
-            .images;
-        for image in images {
-            let request = client.request(DeleteImageRequest {
-                name: image.name,
-                sync: true,
-                target: None,
-            });
-            or_absent(
-                client
-                    .call("delete image", super::client::RUNC_MAX, rpc.delete(request))
-                    .await,
-            )?;
+        for image in self.inner.records().await? {
+            self.inner.delete(&image.name).await?;
         }
         Ok(())
-    }
-}
-
-/// What distinguishes credentials, for the key of a pull; only its hash is kept.
-struct Secret<'a>(&'a RegistryAuth);
-
-impl std::fmt::Debug for Secret<'_> {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self.0 {
-            RegistryAuth::Anonymous => f.write_str("anonymous"),
-            RegistryAuth::Basic(user, password) => write!(f, "basic {user}:{password}"),
-            RegistryAuth::Bearer(token) => write!(f, "bearer {token}"),
-        }
     }
 }
 
@@ -199,10 +252,19 @@ impl Inner {
     async fn resolve(&self, pull: &Request) -> Result<Image, Error> {
         let name = pull.name.as_str();
         let local = self.local(name).await?;
-        // A digest names one content for ever: what is here is what the registry has.
-        if let (Some(local), Some(_)) = (&local, pull.reference.digest()) {
-            match self.load(pull, local).await {
-                Ok(image) => return Ok(image),
+        // A digest names one content for ever: what is here is what the registry has, under
+        // whatever name it came.
+        if let Some(digest) = &pull.reference.digest {
+            match self.load(pull, digest).await {
+                Ok(image) if local.is_some() => {
+                    self.touch(name).await;
+                    return Ok(image);
+                }
+                Ok(image) => {
+                    let target = self.content.descriptor(digest, MANIFEST_MAX).await?;
+                    self.record(name, target).await?;
+                    return Ok(image);
+                }
                 Err(error) => tracing::debug!(image = name, %error, "image here is not whole"),
             }
         }
@@ -219,6 +281,7 @@ impl Inner {
                     "prepared from the image present on this node: {error}"
                 ));
                 tracing::warn!(image = name, %error, "using the image present");
+                self.touch(name).await;
                 Ok(image)
             }
             Err(_) => Err(named(name, error)),
@@ -243,168 +306,36 @@ impl Inner {
     }
 
     async fn pull(&self, pull: &Request, local: Option<&str>) -> Result<Image, Error> {
-        let (session, top) = self.rules.open(&pull.reference, &pull.auth).await?;
+        // Where the image is here a task need not wait for a registry that is away.
+        let patience = match local {
+            Some(_) => Patience::Once,
+            None => Patience::Patient,
+        };
+        let told = (patience, Arc::clone(&pull.progress));
+        let (session, top) = self
+            .registries
+            .open(&pull.reference, &pull.credentials, told)
+            .await?;
         if local == Some(top.digest.as_str())
             && let Ok(image) = self.load(pull, &top.digest).await
         {
+            self.touch(&pull.name).await;
             return Ok(image);
+        }
+        let mut names = vec![pull.name.clone()];
+        if let (Some(_), Some(_)) = (&pull.reference.tag, &pull.reference.digest) {
+            // The tag alone finds it too, should a later task have nothing else to go by.
+            let tagged = Reference {
+                digest: None,
+                ..pull.reference.clone()
+            };
+            names.push(tagged.to_string());
         }
         // Keeps what is pulled until the image record does.
         let lease = self.leases.take().await?;
-        let image = self.fetch(&session, &pull.name, lease.id(), top).await?;
+        let image = self.fetch(&session, &names, (lease.id(), top)).await?;
         lease.end().await?;
         Ok(image)
-    }
-
-    async fn fetch(
-        &self,
-        session: &Session,
-        name: &str,
-        lease: &str,
-        top: Fetched,
-    ) -> Result<Image, Error> {
-        let top_digest = top.digest.clone();
-        let parsed = Manifest::parse(&top.body)?;
-        let top_type = parsed.media_type().to_owned();
-        let top_size = top.body.len();
-        let (index, manifest, parsed) = match parsed {
-            Manifest::Image { .. } => (None, top, parsed),
-            Manifest::Index { entries, .. } => {
-                let entry = choose(&entries, crate::host::architecture())?;
-                let fetched = session.manifest_by_digest(&entry.digest).await?;
-                let parsed = Manifest::parse(&fetched.body)?;
-                (Some(top), fetched, parsed)
-            }
-        };
-        let Manifest::Image { config, layers, .. } = parsed else {
-            return Err(Error::Fatal("its index names another index".to_owned()));
-        };
-        if layers.len() > LAYERS_MAX {
-            return Err(Error::Fatal(format!(
-                "it has {} layers, at most {LAYERS_MAX} can be mounted",
-                layers.len()
-            )));
-        }
-        let mut fetches = Vec::with_capacity(layers.len());
-        for layer in &layers {
-            fetches.push(self.put_blob(session, lease, layer));
-        }
-        futures::stream::iter(fetches)
-            .buffer_unordered(LAYERS_AT_ONCE)
-            .try_collect::<()>()
-            .await?;
-        self.put_blob(session, lease, &config).await?;
-        let image_config =
-            ImageConfig::parse(&self.content.read(&config.digest, MANIFEST_MAX).await?)?;
-        let chain = self.unpack(lease, &image_config, &layers).await?;
-        self.content
-            .label(&config.digest, &snapshot_label(&chain))
-            .await?;
-        self.put_bytes(lease, &manifest, &image_labels(&config, &layers))
-            .await?;
-        if let Some(index) = index {
-            let labels = BTreeMap::from([(
-                "containerd.io/gc.ref.content.m.0".to_owned(),
-                manifest.digest.clone(),
-            )]);
-            self.put_bytes(lease, &index, &labels).await?;
-        }
-        let target = ContentDescriptor {
-            media_type: top_type,
-            digest: top_digest.clone(),
-            size: i64::try_from(top_size).unwrap_or(i64::MAX),
-            ..Default::default()
-        };
-        self.record(name, target).await?;
-        tracing::info!(image = name, layers = layers.len(), "image pulled");
-        let image = Image {
-            name: name.to_owned(),
-            digest: top_digest,
-            chain,
-            config: Arc::new(image_config),
-            notice: None,
-        };
-        self.remember(&image);
-        Ok(image)
-    }
-
-    async fn put_blob(
-        &self,
-        session: &Session,
-        lease: &str,
-        descriptor: &Descriptor,
-    ) -> Result<(), Error> {
-        let lock = self.lock_of(&descriptor.digest);
-        let _held = lock.lock().await;
-        let blob = Blob {
-            digest: descriptor.digest.clone(),
-            size: descriptor.size,
-        };
-        self.content
-            .put(lease, &blob, &BTreeMap::new(), async || {
-                session.blob(descriptor).await
-            })
-            .await
-    }
-
-    async fn put_bytes(
-        &self,
-        lease: &str,
-        fetched: &Fetched,
-        labels: &BTreeMap<String, String>,
-    ) -> Result<(), Error> {
-        // Two tags of one image have all of this in common.
-        let lock = self.lock_of(&fetched.digest);
-        let _held = lock.lock().await;
-        let blob = Blob {
-            digest: fetched.digest.clone(),
-            size: fetched.body.len() as u64,
-        };
-        let body = fetched.body.clone();
-        let open = async || Ok(futures::stream::once(async move { Ok(body) }).boxed());
-        self.content.put(lease, &blob, labels, open).await
-    }
-
-    /// Unpacks what is not unpacked yet and returns the chain id of the top.
-    async fn unpack(
-        &self,
-        lease: &str,
-        config: &ImageConfig,
-        layers: &[Descriptor],
-    ) -> Result<String, Error> {
-        let diff_ids = &config.rootfs.diff_ids;
-        if diff_ids.len() != layers.len() {
-            return Err(Error::Fatal(format!(
-                "its config names {} layers, its manifest {}",
-                diff_ids.len(),
-                layers.len()
-            )));
-        }
-        let chains = chain_ids(diff_ids);
-        let top = chains.last().cloned().unwrap_or_default();
-        if !top.is_empty() && self.snapshots.has(&top).await? {
-            return Ok(top);
-        }
-        let mut parent = "";
-        for ((chain, diff_id), blob) in chains.iter().zip(diff_ids).zip(layers) {
-            let lock = self.lock_of(chain);
-            let _held = lock.lock().await;
-            if !self.snapshots.has(chain).await? {
-                self.snapshots
-                    .unpack(
-                        lease,
-                        &Layer {
-                            parent,
-                            chain,
-                            diff_id,
-                            blob,
-                        },
-                    )
-                    .await?;
-            }
-            parent = chain;
-        }
-        Ok(top)
     }
 
     /// The image as it is here, unpacked again where that was lost.
@@ -424,7 +355,20 @@ impl Inner {
         self.whole.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn remember(&self, image: &Image) {
+    fn pulls(&self) -> MutexGuard<'_, BTreeMap<String, UnderWay>> {
+        self.pulls.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Names of the images that are being pulled.
+    pub(super) fn pulling(&self) -> Vec<String> {
+        let pulls = self.pulls();
+        let under_way = pulls
+            .values()
+            .filter(|way| way.pull.upgrade().is_some_and(|pull| pull.peek().is_none()));
+        under_way.map(|way| way.name.clone()).collect()
+    }
+
+    pub(super) fn remember(&self, image: &Image) {
         let mut whole = self.whole();
         if whole.len() >= WHOLE_MAX {
             whole.clear();
@@ -458,7 +402,9 @@ impl Inner {
             chains.last().cloned().unwrap_or_default()
         } else {
             let lease = self.leases.take().await?;
-            let chain = self.unpack(lease.id(), &image_config, &layers).await?;
+            let chain = self
+                .unpack(lease.id(), (&image_config, &layers), Vec::new())
+                .await?;
             self.content
                 .label(&config.digest, &snapshot_label(&chain))
                 .await?;
@@ -474,13 +420,16 @@ impl Inner {
         })
     }
 
-    async fn record(&self, name: &str, target: ContentDescriptor) -> Result<(), Error> {
+    /// Names what is here; from now on the record keeps it.
+    pub(super) async fn record(&self, name: &str, target: ContentDescriptor) -> Result<(), Error> {
+        let now = host::now_s();
         let image = ImageRecord {
             name: name.to_owned(),
-            labels: HashMap::new(),
+            labels: HashMap::from([(label::IMAGE_USED.to_owned(), now.to_string())]),
             target: Some(target),
             ..Default::default()
         };
+        self.note_touch(name, now);
         let mut rpc = ImagesClient::new(self.client.channel());
         let request = self.client.request(CreateImageRequest {
             image: Some(image.clone()),
@@ -495,18 +444,95 @@ impl Inner {
             Err(failure) if failure.is_present() => {}
             Err(failure) => return Err(failure.into()),
         }
+        self.update(image, None).await?;
+        Ok(())
+    }
+
+    async fn update(&self, image: ImageRecord, mask: Option<FieldMask>) -> Result<(), Failure> {
         let request = self.client.request(UpdateImageRequest {
             image: Some(image),
-            update_mask: None,
+            update_mask: mask,
             source_date_epoch: None,
         });
+        let mut rpc = ImagesClient::new(self.client.channel());
         self.client
             .call("update image", CALL_MAX, rpc.update(request))
             .await?;
         Ok(())
     }
 
-    fn lock_of(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
+    /// Writes down that an image is used now, where that was not done lately: its collection
+    /// counts from its last use, also after a restart of swarmd.
+    pub(super) async fn touch(&self, name: &str) {
+        let now = host::now_s();
+        if !self.note_touch(name, now) {
+            return;
+        }
+        let image = ImageRecord {
+            name: name.to_owned(),
+            labels: HashMap::from([(label::IMAGE_USED.to_owned(), now.to_string())]),
+            ..Default::default()
+        };
+        let mask = FieldMask {
+            paths: vec![format!("labels.{}", label::IMAGE_USED)],
+        };
+        if let Err(failure) = self.update(image, Some(mask)).await {
+            tracing::debug!(image = name, ?failure, "its last use is not written down");
+        }
+    }
+
+    /// True where the last note is old enough for another.
+    fn note_touch(&self, name: &str, now: u64) -> bool {
+        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        touched.retain(|_, at| at.saturating_add(TOUCH_EVERY_S) > now);
+        if touched.contains_key(name) {
+            return false;
+        }
+        touched.insert(name.to_owned(), now);
+        true
+    }
+
+    /// True where a task has just taken the image.
+    pub(super) fn touched_lately(&self, name: &str) -> bool {
+        let now = host::now_s();
+        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
+        let at = touched.get(name);
+        let lately = at.is_some_and(|at| at.saturating_add(TAKEN_S) > now);
+        lately || self.pulling().iter().any(|pulling| pulling == name)
+    }
+
+    /// All image records of the namespace.
+    pub(super) async fn records(&self) -> Result<Vec<ImageRecord>, Failure> {
+        let request = self.client.request(ListImagesRequest {
+            filters: Vec::new(),
+        });
+        let mut rpc = ImagesClient::new(self.client.channel());
+        let listed = self
+            .client
+            .call("list images", CALL_MAX, rpc.list(request))
+            .await?;
+        Ok(listed.images)
+    }
+
+    /// Removes an image record, and what only it kept.
+    pub(super) async fn delete(&self, name: &str) -> Result<(), Failure> {
+        // It may be the last that keeps what is remembered as whole.
+        self.whole().clear();
+        let request = self.client.request(DeleteImageRequest {
+            name: name.to_owned(),
+            sync: true,
+            target: None,
+        });
+        let mut rpc = ImagesClient::new(self.client.channel());
+        or_absent(
+            self.client
+                .call("delete image", super::client::RUNC_MAX, rpc.delete(request))
+                .await,
+        )?;
+        Ok(())
+    }
+
+    pub(super) fn lock_of(&self, key: &str) -> Arc<tokio::sync::Mutex<()>> {
         let mut locks = self.locks.lock().unwrap_or_else(PoisonError::into_inner);
         locks.retain(|_, lock| lock.strong_count() > 0);
         if let Some(lock) = locks.get(key).and_then(Weak::upgrade) {
@@ -516,30 +542,6 @@ impl Inner {
         locks.insert(key.to_owned(), Arc::downgrade(&lock));
         lock
     }
-}
-
-fn snapshot_label(chain: &str) -> BTreeMap<String, String> {
-    if chain.is_empty() {
-        return BTreeMap::new();
-    }
-    BTreeMap::from([(
-        format!("containerd.io/gc.ref.snapshot.{SNAPSHOTTER}"),
-        chain.to_owned(),
-    )])
-}
-
-fn image_labels(config: &Descriptor, layers: &[Descriptor]) -> BTreeMap<String, String> {
-    let mut labels = BTreeMap::from([(
-        "containerd.io/gc.ref.content.config".to_owned(),
-        config.digest.clone(),
-    )]);
-    for (number, layer) in layers.iter().enumerate() {
-        labels.insert(
-            format!("containerd.io/gc.ref.content.l.{number}"),
-            layer.digest.clone(),
-        );
-    }
-    labels
 }
 
 fn named(image: &str, error: Error) -> Error {

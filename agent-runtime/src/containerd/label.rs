@@ -26,6 +26,9 @@ pub(super) const ADDRESS: &str = "swarm.net.address";
 /// Published ports: `tcp/8080/80,udp/53/53` (protocol, published, target).
 pub(super) const PORTS: &str = "swarm.net.ports";
 
+/// On an image record: when the image was used last, in seconds since 1970.
+pub(super) const IMAGE_USED: &str = "swarm.image.used";
+
 /// The address on the node's bridge that the labels record.
 pub(super) fn address(labels: &BTreeMap<String, String>) -> Option<Ipv4Addr> {
     labels.get(ADDRESS)?.parse().ok()

@@ -9,7 +9,9 @@ use prost::Message as _;
 use prost_types::Any;
 use swarm_proto::log_driver::{self, LogDriver};
 use swarm_proto::pb;
+use swarm_proto::registry_auth::Credentials;
 use swarm_proto::service::InvalidSpec;
+use tokio::sync::watch;
 
 use super::account::{self, Account};
 use super::cgroup;
@@ -22,7 +24,6 @@ use super::manifest::RunConfig;
 use super::mounts::{self, Mounts, NewVolume, VolumeDirs};
 use super::network::PortMap;
 use super::node::Node;
-use super::registry;
 use super::rootfs;
 use super::spec::{self, Input};
 use super::support::{self, Network};
@@ -57,7 +58,7 @@ impl Making {
     }
 
     /// Refuses what can't be run, and makes the image ready.
-    pub(super) async fn image(&self) -> Result<Image, Error> {
+    pub(super) async fn image(&self, told: &watch::Sender<String>) -> Result<Image, Error> {
         let task = &self.order.task;
         let container = support::container(task)?;
         support::network(task, &support::host_ports(task)?)?;
@@ -65,9 +66,14 @@ impl Making {
             .pull_options
             .as_ref()
             .map_or("", |options| &options.registry_auth);
+        let credentials = Credentials::decode(auth).map_err(|error| {
+            Error::Fatal(format!(
+                "the service's registry credentials can't be read: {error}"
+            ))
+        })?;
         self.node
             .images
-            .ensure(&container.image, registry::credentials(auth)?)
+            .ensure(&container.image, credentials, told)
             .await
     }
 

@@ -3,20 +3,11 @@
 use serde::Deserialize;
 
 use crate::error::Error;
-
-/// What is accepted from a registry.
-pub(super) const MANIFEST_TYPES: &[&str] = &[
-    "application/vnd.oci.image.index.v1+json",
-    "application/vnd.oci.image.manifest.v1+json",
-    "application/vnd.docker.distribution.manifest.list.v2+json",
-    "application/vnd.docker.distribution.manifest.v2+json",
-];
-/// Registries refuse larger manifests; so do we.
-pub(super) const MANIFEST_MAX: usize = 4 << 20;
+use crate::registry::{MANIFEST_MAX, digest};
 
 /// Names a blob.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Descriptor {
+pub(crate) struct Descriptor {
     #[serde(rename = "mediaType", default)]
     pub media_type: String,
     pub digest: String,
@@ -29,7 +20,7 @@ pub(super) struct Descriptor {
 
 /// For which hosts an entry of an index is.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub(super) struct Platform {
+pub(crate) struct Platform {
     pub architecture: String,
     pub os: String,
     pub variant: Option<String>,
@@ -48,7 +39,7 @@ struct RawManifest {
 
 /// What a reference names.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Manifest {
+pub(crate) enum Manifest {
     /// One image.
     Image {
         media_type: String,
@@ -63,13 +54,13 @@ pub(super) enum Manifest {
 }
 
 impl Manifest {
-    pub(super) fn media_type(&self) -> &str {
+    pub(crate) fn media_type(&self) -> &str {
         match self {
             Self::Image { media_type, .. } | Self::Index { media_type, .. } => media_type,
         }
     }
 
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Error> {
         if body.len() > MANIFEST_MAX {
             return Err(Error::Fatal(format!(
                 "its manifest is larger than {MANIFEST_MAX} bytes"
@@ -105,7 +96,7 @@ impl Manifest {
 }
 
 /// The entry of an index for this host.
-pub(super) fn choose<'a>(
+pub(crate) fn choose<'a>(
     entries: &'a [Descriptor],
     architecture: &str,
 ) -> Result<&'a Descriptor, Error> {
@@ -141,21 +132,23 @@ fn variant(entry: &Descriptor) -> Option<&str> {
 /// An image's config: how to run it.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(super) struct ImageConfig {
+pub(crate) struct ImageConfig {
+    /// When it was built, in RFC 3339.
+    pub created: Option<String>,
     pub config: RunConfig,
     pub rootfs: RootFs,
 }
 
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default)]
-pub(super) struct RootFs {
+pub(crate) struct RootFs {
     pub diff_ids: Vec<String>,
 }
 
 /// What the image says of its process. Null and absent mean the same.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Deserialize)]
 #[serde(default, rename_all = "PascalCase")]
-pub(super) struct RunConfig {
+pub(crate) struct RunConfig {
     pub user: Option<String>,
     pub env: Option<Vec<String>>,
     pub entrypoint: Option<Vec<String>>,
@@ -169,14 +162,14 @@ pub(super) struct RunConfig {
 }
 
 impl ImageConfig {
-    pub(super) fn parse(body: &[u8]) -> Result<Self, Error> {
+    pub(crate) fn parse(body: &[u8]) -> Result<Self, Error> {
         serde_json::from_slice(body)
             .map_err(|error| Error::Fatal(format!("its config can't be read: {error}")))
     }
 }
 
 /// The chain id of each layer: the first is its diff id, the next `sha256(parent + " " + diff id)`.
-pub(super) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
+pub(crate) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
     let mut chains: Vec<String> = Vec::with_capacity(diff_ids.len());
     for diff_id in diff_ids {
         let chain = match chains.last() {
@@ -186,19 +179,6 @@ pub(super) fn chain_ids(diff_ids: &[String]) -> Vec<String> {
         chains.push(chain);
     }
     chains
-}
-
-/// `sha256:` and the hex digits.
-pub(super) fn digest(data: &[u8]) -> String {
-    use std::fmt::Write as _;
-    let hash = ring::digest::digest(&ring::digest::SHA256, data);
-    let mut text = String::with_capacity(71);
-    text.push_str("sha256:");
-    for byte in hash.as_ref() {
-        // Writing to a string can't fail.
-        let _ = write!(text, "{byte:02x}");
-    }
-    text
 }
 
 #[cfg(test)]

@@ -14,7 +14,8 @@
 //! | file | what |
 //! |---|---|
 //! | `client` `lease` `content` `snapshot` `container` | containerd's services |
-//! | `registry` `manifest` `image` | pulling, once for all who want the same |
+//! | `image` `fetch` `manifest` | pulling, once for all who want the same; the registries are [`crate::registry`] |
+//! | `local` `collect` `archive` | the images that are here: listed, removed, collected, imported |
 //! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
@@ -25,27 +26,30 @@
 //! | `requirements` | what all this needs of the host |
 
 mod account;
+pub(crate) mod archive;
 mod cgroup;
 mod client;
+mod collect;
 mod container;
 mod content;
 mod controller;
 mod device;
 mod exec;
+mod fetch;
 mod files;
 mod healthcheck;
 mod image;
 mod label;
 mod lease;
+mod local;
 mod making;
-mod manifest;
+pub(crate) mod manifest;
 mod mounts;
 mod nat;
 mod netlink;
 mod netns;
 mod network;
 mod node;
-mod registry;
 mod requirements;
 mod rootfs;
 mod seccomp;
@@ -72,10 +76,13 @@ pub use requirements::requirements;
 
 use client::{CALL_MAX, Client, or_absent};
 use controller::ContainerdController;
+use local::LocalImages;
 use node::Node;
 
 use crate::error::Error;
 use crate::executor::{Controller, Executor, TaskOrder};
+use crate::image::{Collection, ImageStore};
+use crate::registry::Registries;
 
 /// How long containerd may take to say that it is there.
 const PROBE_MAX: Duration = Duration::from_secs(3);
@@ -98,11 +105,10 @@ pub struct ContainerdConfig {
     /// The network namespace of this node, as a path that containerd sees. `None`: the one that
     /// this process runs in.
     pub node_netns: Option<PathBuf>,
-    /// Registries that may answer over plain HTTP or with any certificate: `host`, `host:port`,
-    /// address or CIDR. Loopback addresses always may, as in Docker.
-    pub insecure_registries: Vec<String>,
-    /// PEM file with a CA that registries are trusted by, besides the system's.
-    pub registry_ca: Option<PathBuf>,
+    /// How images' registries are reached.
+    pub registries: Registries,
+    /// When images that nobody uses go.
+    pub collection: Collection,
     /// Engine labels that the node reports.
     pub engine_labels: std::collections::BTreeMap<String, String>,
     /// Generic resources that the node reports.
@@ -122,8 +128,8 @@ impl ContainerdConfig {
             namespace: namespace.to_owned(),
             state_dir,
             node_netns: None,
-            insecure_registries: Vec::new(),
-            registry_ca: None,
+            registries: Registries::default(),
+            collection: Collection::default(),
             engine_labels: std::collections::BTreeMap::new(),
             generic_resources: Vec::new(),
             program: PathBuf::from("/proc/self/exe"),
@@ -146,7 +152,7 @@ pub struct ContainerdExecutor {
     returns: client::Returns,
     /// How many returns of containerd were told to the agent.
     told: Mutex<u64>,
-    /// Watches the connection; ends with this.
+    /// Watches the connection, and collects images; ends with this.
     _monitor: JoinSet<()>,
 }
 
@@ -174,6 +180,11 @@ impl ContainerdExecutor {
         let (sender, returns) = watch::channel(0);
         let mut monitor = JoinSet::new();
         monitor.spawn(client::monitor(node.client.clone(), sender));
+        let images = LocalImages {
+            node: Arc::clone(&node),
+            spool: config.state_dir.clone(),
+        };
+        monitor.spawn(local::run(images, config.collection));
         Ok(Arc::new(Self {
             node,
             config,
@@ -285,6 +296,13 @@ impl Executor for ContainerdExecutor {
             // The monitor lives as long as this does.
             Err(_) => std::future::pending().await,
         }
+    }
+
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        Ok(Arc::new(LocalImages {
+            node: Arc::clone(&self.node),
+            spool: self.config.state_dir.clone(),
+        }))
     }
 
     async fn purge(&self) -> Result<(), Error> {

@@ -16,11 +16,11 @@ use swarm_proto::pb;
 use swarm_proto::pb::port_config::Protocol;
 
 use super::label;
-use super::manifest::digest;
 use super::nat::{self, Translation};
 use super::netlink::{Ends, Netlink};
 use super::netns;
 use crate::error::Error;
+use crate::registry::digest;
 
 /// Bridges of nodes take their ranges from here: 64 of 1,021 containers each.
 const POOL: Ipv4Net = Ipv4Net::new_assert(Ipv4Addr::new(172, 30, 0, 0), 16);

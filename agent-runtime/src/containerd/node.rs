@@ -15,7 +15,6 @@ use super::files::Files;
 use super::image::Images;
 use super::label;
 use super::network::{Held, NodeNetwork};
-use super::registry::RegistryRules;
 use super::snapshot::Snapshots;
 use super::spec;
 use super::tool::Tool;
@@ -62,14 +61,10 @@ fn making() -> usize {
 impl Node {
     pub(super) fn new(config: &ContainerdConfig) -> Result<Self, Error> {
         let client = Client::new(&config.address, &config.namespace)?;
-        let rules = RegistryRules {
-            insecure: config.insecure_registries.clone(),
-            ca: config.registry_ca.clone(),
-        };
         Ok(Self {
             containers: Containers::new(client.clone()),
             snapshots: Snapshots::new(client.clone()),
-            images: Images::new(client.clone(), rules),
+            images: Images::new(client.clone(), config.registries.clone()),
             files: Files::new(config.state_dir.clone()),
             network: NodeNetwork::new(&config.namespace, config.node_netns()),
             tool: Tool::new(&config.program, &config.state_dir),

@@ -7,6 +7,7 @@
 //! Invariants: no timer and no spawned task unless a script asks for time; ends that are due are
 //! applied when somebody looks or waits.
 
+mod images;
 mod runtime;
 pub mod script;
 #[cfg(test)]
@@ -18,11 +19,13 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use swarm_proto::pb;
 
+pub use images::SimulatedImages;
 pub use runtime::{Reach, SimulatedRuntime};
 pub use script::Script;
 
 use crate::error::Error;
 use crate::executor::{Controller, Executor, Exit, Handle, Observed, TaskOrder};
+use crate::image::ImageStore;
 
 /// What the simulated host has, and what its tasks do unless they say otherwise.
 #[derive(Debug, Clone)]
@@ -61,6 +64,7 @@ impl Default for SimulatedConfig {
 pub struct SimulatedExecutor {
     runtime: Arc<SimulatedRuntime>,
     config: SimulatedConfig,
+    images: Arc<SimulatedImages>,
     /// How many returns of the runtime were told to the agent.
     told: AtomicU64,
 }
@@ -73,6 +77,7 @@ impl SimulatedExecutor {
             told: AtomicU64::new(runtime.returns()),
             runtime,
             config,
+            images: Arc::default(),
         }
     }
 }
@@ -127,6 +132,11 @@ impl Executor for SimulatedExecutor {
             .await;
         self.told.store(returns, Ordering::Release);
         Ok(())
+    }
+
+    async fn images(&self) -> Result<Arc<dyn ImageStore>, Error> {
+        self.runtime.reachable()?;
+        Ok(Arc::clone(&self.images) as _)
     }
 
     async fn purge(&self) -> Result<(), Error> {

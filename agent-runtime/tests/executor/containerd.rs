@@ -240,7 +240,7 @@ async fn verifies_a_registry(lab: &mut Lab) {
     let plain = format!("{}/test:1", registry.http());
     let error = refusal(&node, with_image(&node, "plain", &plain)).await;
     eprintln!("as told: {error}");
-    node.config.registry_ca = Some(registry.ca_certificate());
+    node.config.registries.ca = Some(registry.ca_certificate());
     assert_eq!(
         finish(&node, with_image(&node, "known-ca", &image))
             .await
@@ -248,8 +248,23 @@ async fn verifies_a_registry(lab: &mut Lab) {
             .code,
         7
     );
-    node.config.registry_ca = None;
-    node.config.insecure_registries = vec![format!("{}/32", lab.machine.site.gateway())];
+    node.config.registries.ca = None;
+    // Docker's directory of certificates says the same for one registry.
+    let certificates = lab.path("certs.d");
+    let of_registry = certificates.join(registry.https());
+    fs::create_dir_all(&of_registry).unwrap();
+    fs::copy(registry.ca_certificate(), of_registry.join("ca.crt")).unwrap();
+    node.executor().await.purge().await.unwrap();
+    node.config.registries.certificates = Some(certificates);
+    assert_eq!(
+        finish(&node, with_image(&node, "certs-d", &image))
+            .await
+            .0
+            .code,
+        7
+    );
+    node.config.registries.certificates = None;
+    node.config.registries.insecure = vec![format!("{}/32", lab.machine.site.gateway())];
     node.executor().await.purge().await.unwrap();
     assert_eq!(
         finish(&node, with_image(&node, "insecure", &image))

@@ -14,7 +14,7 @@ pub(crate) struct Images {
 }
 
 /// Busybox with its links.
-fn busybox() -> Vec<Entry> {
+pub(crate) fn busybox() -> Vec<Entry> {
     let mut entries = vec![
         Entry::directory("bin", 0o755),
         Entry::directory("tmp", 0o755),

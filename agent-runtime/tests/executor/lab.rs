@@ -163,6 +163,8 @@ impl Lab {
         let state = self.path(&format!("node-{name}"));
         let mut config = ContainerdConfig::new(&address, &self.namespace(name), state);
         config.program = PathBuf::from(env!("CARGO_BIN_EXE_swarm-tool"));
+        // A registry that is away is away for good here.
+        config.registries.backoff.first = Duration::from_millis(10);
         Node {
             config,
             image: self.image("test:1"),
@@ -319,9 +321,9 @@ fn table(tag: &str) -> String {
 }
 
 /// Names of the nodes that tests use, for the leak check.
-pub(crate) const NODES: [&str; 14] = [
+pub(crate) const NODES: [&str; 16] = [
     "leaks", "options", "suite", "pull", "process", "limits", "mounts", "restart", "crash",
-    "ports", "hostnet", "proxy", "stale", "gone",
+    "ports", "hostnet", "proxy", "stale", "gone", "faults", "matrix",
 ];
 
 /// What the backend makes on the machine itself, where no other swarmd of a lab runs; the rest goes with the lab.

@@ -10,14 +10,18 @@
     clippy::indexing_slicing,
     clippy::print_stderr,
     clippy::disallowed_methods,
+    clippy::cast_possible_truncation,
     reason = "a test: it ends at the first surprise, reads the clock and talks"
 )]
 
 mod containerd;
 mod crashes;
+mod faults;
+mod faulty;
 mod images;
 mod lab;
 mod leaks;
+mod matrix;
 mod network;
 mod options;
 mod suite;
@@ -73,6 +77,8 @@ async fn containerd_backend() {
     crashes::run(&mut lab).await;
     network::run(&lab).await;
     options::run(&lab).await;
+    faults::run(&lab).await;
+    matrix::run(&lab).await;
     lab.finish();
 }
 

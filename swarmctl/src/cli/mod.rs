@@ -2,6 +2,7 @@
 //! ours to explain (`spec` parses them), so that all that is wrong is said at once.
 
 mod cluster;
+mod image;
 mod node;
 mod service;
 mod service_flags;
@@ -10,8 +11,9 @@ mod task;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use cluster::{Cluster, JoinRole, JoinToken, UpdateCluster};
+pub(crate) use image::{Image, PullImage, RemoveImages};
 pub(crate) use node::{Availability, InspectNode, Node, RemoveNode, Role, UpdateNode};
-pub(crate) use service::{Create, InspectService, PsService, Service, Update, Wait};
+pub(crate) use service::{Create, ImageFlags, InspectService, PsService, Service, Update, Wait};
 pub(crate) use service_flags::{
     ContainerFlags, Edits, PlaceFlags, ReachFlags, RestartFlags, RolloutFlags, ServiceFlags,
 };
@@ -76,6 +78,9 @@ pub(crate) enum Command {
     /// Tasks: one container each, on one node
     #[command(subcommand)]
     Task(Task),
+    /// Images: those of this node
+    #[command(subcommand)]
+    Image(Image),
     /// The cluster: settings and join tokens
     #[command(subcommand)]
     Cluster(Cluster),

@@ -8,6 +8,9 @@ use super::{Edits, Listing, Names, ServiceFlags, Showing};
 pub(crate) enum Service {
     /// Create a service and wait until it runs
     #[command(after_help = "\
+The image's tag is resolved once, by the manager, so that all tasks run the same image; without an answer of the registry
+the service is created all the same, with a warning.
+
 Examples:
   swarmctl service create --name web --image nginx --replicas 5
   swarmctl service create --name web --publish published=8080,target=80,mode=host --constraint node.labels.disk==ssd nginx
@@ -110,6 +113,17 @@ pub(crate) struct Scale {
     pub(crate) wait: Wait,
 }
 
+/// How the image is found.
+#[derive(Args, Clone, Debug, Default)]
+pub(crate) struct ImageFlags {
+    /// Don't ask the registry what the tag means now; each node finds out by itself
+    #[arg(long)]
+    pub(crate) no_resolve_image: bool,
+    /// Send the registry credentials of this host's Docker configuration with the service
+    #[arg(long)]
+    pub(crate) with_registry_auth: bool,
+}
+
 #[derive(Args, Debug)]
 pub(crate) struct Create {
     /// How many tasks there are: replicated, so many as --replicas says
@@ -117,6 +131,8 @@ pub(crate) struct Create {
     pub(crate) mode: String,
     #[command(flatten)]
     pub(crate) flags: ServiceFlags,
+    #[command(flatten, next_help_heading = "Registry")]
+    pub(crate) image: ImageFlags,
     #[command(flatten, next_help_heading = "Waiting")]
     pub(crate) wait: Wait,
     /// Image and arguments, as `docker service create` takes them, instead of --image and --args
@@ -132,6 +148,8 @@ pub(crate) struct Update {
     pub(crate) flags: ServiceFlags,
     #[command(flatten)]
     pub(crate) edits: Edits,
+    #[command(flatten, next_help_heading = "Registry")]
+    pub(crate) image: ImageFlags,
     /// Restart all tasks even where nothing has changed
     #[arg(long)]
     pub(crate) force: bool,

@@ -2,6 +2,7 @@
 
 mod cluster;
 mod completion;
+mod image;
 mod man;
 mod node;
 mod service;
@@ -35,6 +36,7 @@ pub(crate) async fn dispatch(
         Command::Version => version::run(&target, environment, terminal).await,
         Command::Node(node) => node::run(node, &target, environment, terminal).await,
         Command::Service(service) => service::run(*service, &target, environment, terminal).await,
+        Command::Image(image) => image::run(image, &target, environment, terminal).await,
         Command::Task(task) => task::run(task, &target, environment, terminal).await,
         Command::Cluster(cluster) => cluster::run(cluster, &target, environment, terminal).await,
     }

@@ -206,6 +206,7 @@ impl State {
         self.reconcile(&service.id);
         Ok(pb::CreateServiceResponse {
             service: Some(service),
+            ..Default::default()
         })
     }
 
@@ -234,6 +235,7 @@ impl State {
         self.reconcile(&service.id);
         Ok(pb::UpdateServiceResponse {
             service: Some(service),
+            ..Default::default()
         })
     }
 

@@ -204,6 +204,13 @@ impl Driver {
             Step::Prepare | Step::Start | Step::Wait | Step::Shutdown | Step::Remove => {}
         }
         self.observed = None;
+        let mut progress = None;
+        if next == Step::Prepare
+            && let Ok(controller) =
+                controller(&mut self.controller, &self.shared, &self.order).await
+        {
+            progress = controller.progress();
+        }
         let call = call(next, &mut self.controller, &self.shared, &self.order);
         let mut call = std::pin::pin!(call);
         // A call that ends at once leaves no state that anyone could have seen.
@@ -217,21 +224,21 @@ impl Driver {
         match next {
             Step::Prepare | Step::Start | Step::Wait => {
                 // A wait that is made again after a failure is under way once it lasts.
-                let recovers = next == Step::Wait && !self.status.err.is_empty();
-                tokio::select! {
-                    biased;
-                    () = stop_wanted(&mut self.want) => return None,
-                    outcome = call.as_mut() => return Some(outcome),
-                    () = self.shared.clock.sleep(PAUSE), if recovers => {}
-                }
-                self.pause = PAUSE;
-                self.status.err.clear();
-                let status = Arc::new(self.status.clone());
-                self.shared.statuses.put(self.id, status);
-                tokio::select! {
-                    biased;
-                    () = stop_wanted(&mut self.want) => None,
-                    outcome = call => Some(outcome),
+                let mut recovers = next == Step::Wait && !self.status.err.is_empty();
+                loop {
+                    tokio::select! {
+                        biased;
+                        () = stop_wanted(&mut self.want) => return None,
+                        outcome = call.as_mut() => return Some(outcome),
+                        text = news(&mut progress) => self.status.message = step::brief(text),
+                        () = self.shared.clock.sleep(PAUSE), if recovers => {
+                            recovers = false;
+                            self.pause = PAUSE;
+                            self.status.err.clear();
+                        }
+                    }
+                    let status = Arc::new(self.status.clone());
+                    self.shared.statuses.put(self.id, status);
                 }
             }
             Step::Shutdown | Step::Remove | Step::Enter(_) | Step::Lost | Step::Hold => {
@@ -364,6 +371,16 @@ async fn stop_wanted(want: &mut watch::Receiver<Want>) {
     if want.wait_for(|want| *want >= Want::Stop).await.is_err() {
         std::future::pending::<()>().await;
     }
+}
+
+/// What a preparation has to say of its progress; never returns where it says nothing.
+async fn news(progress: &mut Option<watch::Receiver<String>>) -> String {
+    if let Some(progress) = progress
+        && progress.changed().await.is_ok()
+    {
+        return progress.borrow_and_update().clone();
+    }
+    std::future::pending().await
 }
 
 /// The task's controller, made when it is needed first.

@@ -3,18 +3,18 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings};
+use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings, images};
 use crate::ca::token::JoinToken;
 
 /// Collects mistakes while values are checked.
 #[derive(Debug)]
-struct Check {
-    errors: Vec<String>,
+pub(super) struct Check {
+    pub(super) errors: Vec<String>,
 }
 
 impl Check {
     /// The value, parsed; a mistake is noted and the default stands in until all are reported.
-    fn parse<T>(
+    pub(super) fn parse<T>(
         &mut self,
         flag: &str,
         value: Option<&str>,
@@ -82,24 +82,8 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         None,
         |v| host_port(v).map(Some),
     );
-    let registry_ca =
-        c.parse(
-            "registry-ca",
-            s.registry_ca.as_deref(),
-            None,
-            |v| match std::fs::read_to_string(v) {
-                Ok(text) if text.contains("-----BEGIN CERTIFICATE-----") => {
-                    Ok(Some(PathBuf::from(v)))
-                }
-                Ok(_) => Err("holds no certificate; must be a PEM file".to_owned()),
-                Err(error) => Err(format!("can't be read: {error}")),
-            },
-        );
-    for registry in s.insecure_registry.iter().filter(|r| r.contains("://")) {
-        c.errors.push(format!(
-            "--insecure-registry {registry:?}: must be host, host:port, address or CIDR, without a scheme"
-        ));
-    }
+    let registries = images::registries(&mut c, &s);
+    let collection = images::collection(&mut c, &s);
     let hostname = c.parse("hostname", s.hostname.as_deref(), None, |v| {
         hostname(v).map(Some)
     });
@@ -143,8 +127,8 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         engine_addr,
         containerd_namespace: namespace,
         executor,
-        insecure_registries: s.insecure_registry,
-        registry_ca,
+        registries,
+        collection,
         hostname,
         availability,
         advertise_remote_api: advertise,

@@ -27,10 +27,10 @@ const DEFAULT_SUBNET_SIZE: u32 = 24;
 /// VXLAN port where none is set (IANA's).
 const DEFAULT_VXLAN_PORT: u32 = 4789;
 
-/// One task on the wire.
+/// One task on the wire, for operators.
 #[must_use]
 pub fn task_to_wire(state: &State, task: &Task) -> pb::Task {
-    TaskRenderer::new(state).render(task)
+    TaskRenderer::for_operators(state).render(task)
 }
 
 /// Puts tasks on the wire, making what siblings share once.
@@ -38,6 +38,15 @@ pub fn task_to_wire(state: &State, task: &Task) -> pb::Task {
 pub struct TaskRenderer<'a> {
     state: &'a State,
     templates: BTreeMap<(ServiceId, u64), Template>,
+    /// Registry credentials are for the node that runs the task.
+    secrets: Secrets,
+}
+
+/// Whether registry credentials are shown.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Secrets {
+    Shown,
+    Redacted,
 }
 
 #[derive(Debug)]
@@ -48,12 +57,22 @@ struct Template {
 }
 
 impl<'a> TaskRenderer<'a> {
-    /// For the tasks of one view.
+    /// For the tasks of one view, as the nodes get them.
     #[must_use]
     pub fn new(state: &'a State) -> Self {
         Self {
             state,
             templates: BTreeMap::new(),
+            secrets: Secrets::Shown,
+        }
+    }
+
+    /// For the tasks of one view, as operators see them: without registry credentials.
+    #[must_use]
+    pub fn for_operators(state: &'a State) -> Self {
+        Self {
+            secrets: Secrets::Redacted,
+            ..Self::new(state)
         }
     }
 
@@ -72,7 +91,7 @@ impl<'a> TaskRenderer<'a> {
         let template = self
             .templates
             .entry((task.service, task.spec_version))
-            .or_insert_with(|| Template::new(self.state, task));
+            .or_insert_with(|| Template::new(self.state, task, self.secrets));
         let mut wire = template.task.clone();
         wire.id = task.id.to_string();
         wire.meta = Some(meta_to_wire(task.meta));
@@ -104,7 +123,7 @@ pub fn task_name(service: &str, task: &Task) -> String {
 }
 
 impl Template {
-    fn new(state: &State, task: &Task) -> Self {
+    fn new(state: &State, task: &Task, secrets: Secrets) -> Self {
         let service = state.services.get(&task.service);
         let spec = service.and_then(|s| s.spec_of(task.spec_version));
         let annotations = spec
@@ -113,7 +132,10 @@ impl Template {
                 name: NO_SERVICE.to_owned(),
                 ..Default::default()
             });
-        let task_spec = spec.and_then(|s| s.wire.task.clone());
+        let mut task_spec = spec.and_then(|s| s.wire.task.clone());
+        if secrets == Secrets::Redacted {
+            redact(task_spec.as_mut());
+        }
         let log_driver = task_spec
             .as_ref()
             .and_then(|t| t.log_driver.clone())
@@ -235,12 +257,12 @@ pub fn service_to_wire(service: &Service) -> pb::Service {
     pb::Service {
         id: service.id.to_string(),
         meta: Some(meta_to_wire(service.meta)),
-        spec: Some(wire.as_ref().clone()),
+        spec: Some(for_operators(wire)),
         spec_version: Some(version),
         previous_spec: service
             .previous
             .as_ref()
-            .map(|p| p.spec.wire.as_ref().clone()),
+            .map(|p| for_operators(&p.spec.wire)),
         previous_spec_version: service
             .previous
             .as_ref()
@@ -249,6 +271,21 @@ pub fn service_to_wire(service: &Service) -> pb::Service {
         update_status: service.update.as_ref().map(update_to_wire),
         job_status,
         pending_delete: service.removed,
+    }
+}
+
+/// A spec as operators see it: the registry's credentials stay with the managers and the nodes.
+fn for_operators(spec: &pb::ServiceSpec) -> pb::ServiceSpec {
+    let mut spec = spec.clone();
+    redact(spec.task.as_mut());
+    spec
+}
+
+fn redact(task: Option<&mut pb::TaskSpec>) {
+    if let Some(pb::task_spec::Runtime::Container(container)) =
+        task.and_then(|task| task.runtime.as_mut())
+    {
+        container.pull_options = None;
     }
 }
 

@@ -101,6 +101,8 @@ pub(crate) struct ManagerConfig {
     pub(crate) addresses: Vec<String>,
     /// Found a cluster, or wait to be added to one.
     pub(crate) start: Start,
+    /// Asks registries what tags mean.
+    pub(crate) resolver: Arc<dyn controlapi::ImageResolver>,
 }
 
 /// A running manager.
@@ -112,6 +114,7 @@ pub(crate) struct Manager {
     members: Arc<Members>,
     security: Arc<OnceLock<SecurityConfig>>,
     node_id: NodeId,
+    resolver: Arc<dyn controlapi::ImageResolver>,
     /// Keeps the list of managers that nodes are told.
     tasks: JoinSet<()>,
 }
@@ -148,6 +151,7 @@ impl Manager {
             members: Arc::new(Members::new(raft.membership())),
             security,
             node_id: config.node_id,
+            resolver: config.resolver,
             tasks,
             raft,
         })
@@ -181,6 +185,7 @@ impl Manager {
 
     pub(crate) fn control_api(&self) -> ControlApi {
         ControlApi::new(self.store.clone(), self.clock.clone(), self.managers())
+            .resolving(Arc::clone(&self.resolver))
     }
 
     pub(crate) fn membership_server(&self) -> MembershipServer {

@@ -60,6 +60,8 @@ pub(super) struct Running {
     pub(super) tasks: JoinSet<()>,
     pub(super) servers: JoinSet<()>,
     pub(super) agent: Arc<Agent>,
+    /// What runs this node's tasks.
+    pub(super) executor: Arc<dyn agent_runtime::Executor>,
     pub(super) leave: mpsc::Receiver<LeaveOrder>,
 }
 

@@ -20,6 +20,7 @@ pub struct Format {
     config: &'static str,
     layer: &'static str,
     compressed_layer: &'static str,
+    zstd_layer: &'static str,
 }
 
 /// The OCI image specification's.
@@ -29,6 +30,7 @@ pub const OCI: &Format = &Format {
     config: "application/vnd.oci.image.config.v1+json",
     layer: "application/vnd.oci.image.layer.v1.tar",
     compressed_layer: "application/vnd.oci.image.layer.v1.tar+gzip",
+    zstd_layer: "application/vnd.oci.image.layer.v1.tar+zstd",
 };
 
 /// Docker's, schema 2.
@@ -38,6 +40,7 @@ pub const DOCKER: &Format = &Format {
     config: "application/vnd.docker.container.image.v1+json",
     layer: "application/vnd.docker.image.rootfs.diff.tar",
     compressed_layer: "application/vnd.docker.image.rootfs.diff.tar.gzip",
+    zstd_layer: "application/vnd.docker.image.rootfs.diff.tar.zstd",
 };
 
 /// The user of the example image: nobody.
@@ -74,31 +77,58 @@ pub struct Layer {
     /// Digest of the archive, however it is stored.
     diff_id: String,
     content: Vec<u8>,
-    compressed: bool,
+    stored: Stored,
+}
+
+/// How a layer is stored.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stored {
+    /// As the archive that it is.
+    Plain,
+    /// By gzip.
+    Gzip,
+    /// By zstd.
+    Zstd,
 }
 
 impl Layer {
+    /// A layer of an archive that somebody else wrote.
+    pub fn of_tar(archive: Vec<u8>, stored: Stored) -> Result<Self, Error> {
+        let diff_id = digest(&archive);
+        let content = match stored {
+            Stored::Plain => archive,
+            Stored::Gzip => compress("gzip", "-n", &archive)?,
+            Stored::Zstd => compress("zstd", "-q", &archive)?,
+        };
+        Ok(Self {
+            diff_id,
+            content,
+            stored,
+        })
+    }
+
     /// A layer stored as the archive that it is.
     pub fn plain(entries: &[Entry]) -> Result<Self, Error> {
         let content = tar::archive(entries).ok_or_else(|| {
             Error::Refused("an image layer has a path of more than 100 bytes".to_owned())
         })?;
-        Ok(Self {
-            diff_id: digest(&content),
-            content,
-            compressed: false,
-        })
+        Self::of_tar(content, Stored::Plain)
     }
 
     /// A layer stored compressed.
     pub fn compressed(entries: &[Entry]) -> Result<Self, Error> {
         let plain = Self::plain(entries)?;
         Ok(Self {
-            content: gzip(&plain.content)?,
-            compressed: true,
+            content: compress("gzip", "-n", &plain.content)?,
+            stored: Stored::Gzip,
             ..plain
         })
     }
+}
+
+/// A tar archive of entries; none where a path is too long for its header.
+pub fn archive(entries: &[Entry]) -> Option<Vec<u8>> {
+    tar::archive(entries)
 }
 
 /// What an image is made of.
@@ -196,9 +226,10 @@ impl Image {
             .layers
             .iter()
             .map(|layer| {
-                let media_type = match layer.compressed {
-                    true => format.compressed_layer,
-                    false => format.layer,
+                let media_type = match layer.stored {
+                    Stored::Gzip => format.compressed_layer,
+                    Stored::Zstd => format.zstd_layer,
+                    Stored::Plain => format.layer,
                 };
                 Blob::new(media_type, layer.content.clone())
             })
@@ -250,11 +281,11 @@ pub fn digest(content: &[u8]) -> String {
     format!("sha256:{hexadecimal}")
 }
 
-/// Compresses with the system's gzip, which every Debian has; without name and time, so that it repeats.
-fn gzip(content: &[u8]) -> Result<Vec<u8>, Error> {
-    let mut command = Command::new("gzip");
+/// Compresses with the system's gzip, which every Debian has, or zstd; gzip without name and time, so that it repeats.
+fn compress(program: &str, flag: &str, content: &[u8]) -> Result<Vec<u8>, Error> {
+    let mut command = Command::new(program);
     command
-        .arg("-n")
+        .arg(flag)
         .stdin(Stdio::piped())
         .stdout(Stdio::piped());
     let mut child = command
@@ -274,7 +305,7 @@ fn gzip(content: &[u8]) -> Result<Vec<u8>, Error> {
     });
     match output {
         Ok(output) if output.status.success() => Ok(output.stdout),
-        Ok(output) => Err(Error::Refused(format!("gzip: {}", output.status))),
+        Ok(output) => Err(Error::Refused(format!("{program}: {}", output.status))),
         Err(error) => Err(command::not_started(&command, &error)),
     }
 }
@@ -310,6 +341,6 @@ mod tests {
     #[test]
     fn compressing_more_than_a_pipe_holds_does_not_block() {
         let content = vec![1_u8; 4 << 20];
-        assert!(gzip(&content).unwrap().len() < content.len());
+        assert!(compress("gzip", "-n", &content).unwrap().len() < content.len());
     }
 }

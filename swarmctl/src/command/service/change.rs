@@ -6,10 +6,10 @@ use swarm_proto::pb;
 use swarm_proto::pb::service_spec::Mode;
 
 use super::super::session::{Failures, Session};
-use super::create::resolve_networks;
+use super::create::{registry_auth, resolve_networks, resolve_of, set_registry_auth};
 use super::wait::{Patience, wait};
 use crate::cli::Update;
-use crate::client::Target;
+use crate::client::{Resolve, Target};
 use crate::error::Error;
 use crate::render::progress::Goal;
 use crate::resolve::{self, service_name};
@@ -44,8 +44,12 @@ pub(super) async fn update(
     let networks: BTreeMap<String, String> = named.zip(ids).collect();
 
     let variables = session.variables.clone();
+    let auth = registry_auth(session, &flags.image, &wanted).await?;
     let change = |spec: &mut pb::ServiceSpec| {
         spec::update(flags, spec, &variables)?;
+        if let Some(auth) = &auth {
+            set_registry_auth(spec, auth);
+        }
         for network in spec::networks(spec) {
             if let Some(id) = networks.get(&network.target) {
                 network.target.clone_from(id);
@@ -55,11 +59,16 @@ pub(super) async fn update(
     };
     let changed = session
         .client
-        .update_service(service, Target::Spec, change)
+        .update_service(service, (Target::Spec, resolve_of(&flags.image)), change)
         .await?;
     session.print(&[id])?;
     match changed {
-        Some(service) => wait(session, &service, (Goal::Spec, patience)).await,
+        Some((service, warnings)) => {
+            for warning in warnings {
+                session.remark(&format!("warning: {warning}"))?;
+            }
+            wait(session, &service, (Goal::Spec, patience)).await
+        }
         None => session.remark("no changes detected"),
     }
 }
@@ -127,8 +136,9 @@ async fn scale_one(
     };
     let changed = session
         .client
-        .update_service(service, Target::Spec, change)
-        .await?;
+        .update_service(service, (Target::Spec, Resolve::Never), change)
+        .await
+        .map(|changed| changed.map(|(service, _)| service))?;
     // Nothing to change is still something to wait for: it may not have converged yet.
     Ok(Some(changed.unwrap_or(same)))
 }
@@ -148,11 +158,11 @@ pub(super) async fn rollback(
     }
     let changed = session
         .client
-        .update_service(service, Target::Previous, |_| Ok(()))
+        .update_service(service, (Target::Previous, Resolve::Never), |_| Ok(()))
         .await?;
     session.print(&[id])?;
     match changed {
-        Some(service) => wait(session, &service, (Goal::Rollback, patience)).await,
+        Some((service, _)) => wait(session, &service, (Goal::Rollback, patience)).await,
         None => Ok(()),
     }
 }

@@ -3,11 +3,14 @@
 use std::collections::BTreeMap;
 
 use swarm_proto::pb;
+use swarm_proto::reference::Reference;
 
 use super::super::session::Session;
 use super::wait::{Patience, wait};
-use crate::cli::Create;
+use crate::cli::{Create, ImageFlags};
+use crate::client::Resolve;
 use crate::error::Error;
+use crate::registry_auth;
 use crate::render::progress::Goal;
 use crate::resolve;
 use crate::spec;
@@ -23,13 +26,60 @@ pub(super) fn check(
 pub(super) async fn run(
     session: &mut Session<'_>,
     mut spec: pb::ServiceSpec,
-    patience: &Patience,
+    (image, patience): (&ImageFlags, &Patience),
 ) -> Result<(), Error> {
     resolve_networks(session, &mut spec).await?;
-    let service = session.client.create_service(spec).await?;
+    if let Some(auth) = registry_auth(session, image, &spec).await? {
+        set_registry_auth(&mut spec, &auth);
+    }
+    let created = session
+        .client
+        .create_service(spec, resolve_of(image))
+        .await?;
+    let (service, warnings) = created;
+    for warning in warnings {
+        session.remark(&format!("warning: {warning}"))?;
+    }
     // The ID comes first, so that it is known whatever happens to the wait.
     session.print(std::slice::from_ref(&service.id))?;
     wait(session, &service, (Goal::Spec, patience)).await
+}
+
+pub(super) fn resolve_of(image: &ImageFlags) -> Resolve {
+    match image.no_resolve_image {
+        true => Resolve::Never,
+        false => Resolve::Digest,
+    }
+}
+
+/// The credentials for the registry of a spec's image, where they are to be sent.
+pub(super) async fn registry_auth(
+    session: &Session<'_>,
+    image: &ImageFlags,
+    spec: &pb::ServiceSpec,
+) -> Result<Option<String>, Error> {
+    if !image.with_registry_auth {
+        return Ok(None);
+    }
+    let runtime = spec.task.as_ref().and_then(|task| task.runtime.as_ref());
+    let Some(pb::task_spec::Runtime::Container(container)) = runtime else {
+        return Ok(None);
+    };
+    // Of a name that is none the manager says what is wrong with it.
+    let Ok(reference) = container.image.parse::<Reference>() else {
+        return Ok(None);
+    };
+    let auth = registry_auth::encoded(&reference.registry, &session.variables).await?;
+    Ok(Some(auth).filter(|auth| !auth.is_empty()))
+}
+
+pub(super) fn set_registry_auth(spec: &mut pb::ServiceSpec, auth: &str) {
+    let runtime = spec.task.as_mut().and_then(|task| task.runtime.as_mut());
+    if let Some(pb::task_spec::Runtime::Container(container)) = runtime {
+        container.pull_options = Some(pb::container_spec::PullOptions {
+            registry_auth: auth.to_owned(),
+        });
+    }
 }
 
 /// The wire names networks by ID.

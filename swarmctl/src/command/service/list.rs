@@ -6,6 +6,7 @@ use swarm_proto::pb;
 use swarm_proto::pb::list_service_statuses_response::ServiceStatus;
 use swarm_proto::pb::list_services_request::Filters as WireFilters;
 use swarm_proto::pb::service_spec::Mode;
+use swarm_proto::reference::without_digest;
 
 use super::super::session::Session;
 use super::super::task::ports_text;
@@ -155,7 +156,7 @@ fn row(service: &pb::Service, status: &ServiceStatus) -> Row {
         ("ID", service.id.as_str().into()),
         ("Name", service_name(service).into()),
         ("Mode", mode(service).into()),
-        ("Image", image.into()),
+        ("Image", without_digest(image).into()),
         ("Replicas", replicas(service, status).into()),
         ("Running", status.running_tasks.into()),
         ("Desired", status.desired_tasks.into()),

@@ -31,7 +31,7 @@ pub(super) async fn run(
         Service::Create(flags) => {
             let (spec, patience) = create::check(&flags, &environment.variables)?;
             let mut session = Session::open(target, environment, terminal).await?;
-            create::run(&mut session, spec, &patience).await
+            create::run(&mut session, spec, (&flags.image, &patience)).await
         }
         Service::Update(flags) => {
             let patience = change::check(&flags, &environment.variables)?;

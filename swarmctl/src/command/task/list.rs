@@ -6,6 +6,7 @@ use std::time::SystemTime;
 use swarm_proto::pb;
 use swarm_proto::pb::list_tasks_request::Filters as WireFilters;
 use swarm_proto::pb::{PortConfig, TaskState};
+use swarm_proto::reference::without_digest;
 
 use super::super::session::Session;
 use crate::cli::Listing;
@@ -254,7 +255,7 @@ fn row(
         ("NodeID", task.node_id.as_str().into()),
         ("ServiceID", task.service_id.as_str().into()),
         ("Slot", task.slot.into()),
-        ("Image", image(task).into()),
+        ("Image", without_digest(image(task)).into()),
         ("Error", error(task).into()),
         ("Message", status.message.as_str().into()),
         ("Ports", ports_text(&ports(task)).into()),

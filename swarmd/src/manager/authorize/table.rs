@@ -112,6 +112,15 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
         ],
     ),
     (
+        "swarm.v1.Images",
+        &[
+            ("ListImages", Access::LocalOnly),
+            ("PullImage", Access::LocalOnly),
+            ("ImportImages", Access::LocalOnly),
+            ("RemoveImage", Access::LocalOnly),
+        ],
+    ),
+    (
         "swarm.v1.Membership",
         &[("LeaveCluster", NODES), ("JoinManagers", MANAGERS)],
     ),
@@ -146,7 +155,7 @@ pub fn is_leaders(path: &str) -> bool {
         return false;
     };
     match service {
-        "swarm.v1.Raft" | "docker.swarmkit.v1.Health" => false,
+        "swarm.v1.Raft" | "swarm.v1.Images" | "docker.swarmkit.v1.Health" => false,
         "swarm.v1.Operator" => method == "ExplainTask",
         _ => true,
     }

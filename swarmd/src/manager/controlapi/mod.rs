@@ -6,6 +6,7 @@
 mod cluster;
 pub(crate) mod error;
 mod filter;
+mod image;
 mod node;
 
 mod rpc;
@@ -27,6 +28,7 @@ use crate::manager::store::{Change, Rejected};
 use crate::manager::writer::Store;
 
 pub(crate) use error::Error;
+pub use image::ImageResolver;
 
 /// What Raft knows of the managers.
 pub trait Managers: Send + Sync + std::fmt::Debug {
@@ -48,6 +50,8 @@ pub struct ControlApi {
     managers: Arc<dyn Managers>,
     /// Owns the watches' tasks.
     watches: TaskTracker,
+    /// Asks registries; none leaves images as they are named.
+    resolver: Option<Arc<dyn ImageResolver>>,
 }
 
 impl ControlApi {
@@ -58,6 +62,16 @@ impl ControlApi {
             clock,
             managers,
             watches: TaskTracker::new(),
+            resolver: None,
+        }
+    }
+
+    /// The same, resolving images by `resolver` where a request asks for it.
+    #[must_use]
+    pub fn resolving(self, resolver: Arc<dyn ImageResolver>) -> Self {
+        Self {
+            resolver: Some(resolver),
+            ..self
         }
     }
 

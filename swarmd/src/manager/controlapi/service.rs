@@ -9,7 +9,7 @@ use swarm_proto::task_state::TaskState;
 
 use super::error::Error;
 use super::filter::{Common, any_of};
-use super::{ControlApi, required, support, version_of};
+use super::{ControlApi, image, required, support, version_of};
 use crate::manager::store::{Change, Service, State};
 use crate::manager::{convert, random_id};
 
@@ -20,7 +20,11 @@ impl ControlApi {
         &self,
         request: pb::CreateServiceRequest,
     ) -> Result<pb::CreateServiceResponse, Error> {
-        let spec = support::parse(required(request.spec, "spec")?)?;
+        let mut spec = support::parse(required(request.spec, "spec")?)?;
+        let mut warnings = Vec::new();
+        if request.resolve_image {
+            (spec, warnings) = self.resolve_image(spec).await?;
+        }
         let id = ServiceId::from_raw(random_id());
         self.write(Change::CreateService {
             id,
@@ -29,6 +33,7 @@ impl ControlApi {
         .await?;
         Ok(pb::CreateServiceResponse {
             service: Some(self.service_wire(&self.store.view(), id)?),
+            warnings,
         })
     }
 
@@ -57,6 +62,7 @@ impl ControlApi {
         let rollback = Rollback::try_from(request.rollback).map_err(|_| {
             Error::InvalidArgument(format!("unknown rollback value {}", request.rollback))
         })?;
+        let mut warnings = Vec::new();
         let change = match rollback {
             Rollback::Previous => {
                 let message = "manually requested rollback".to_owned();
@@ -68,7 +74,18 @@ impl ControlApi {
                 }
             }
             Rollback::None => {
-                let spec = support::parse(required(request.spec, "spec")?)?;
+                let mut wire = required(request.spec, "spec")?;
+                let view = self.store.view();
+                let stored = view.service(id).map(|service| &service.spec.wire);
+                if let Some(stored) = stored {
+                    image::keep_credentials(&mut wire, stored);
+                }
+                let mut spec = support::parse(wire)?;
+                let is_new = stored
+                    .is_none_or(|stored| image::image_of(stored) != image::image_of(&spec.wire));
+                if request.resolve_image && is_new {
+                    (spec, warnings) = self.resolve_image(spec).await?;
+                }
                 Change::UpdateService {
                     id,
                     expected,
@@ -79,6 +96,7 @@ impl ControlApi {
         self.write(change).await?;
         Ok(pb::UpdateServiceResponse {
             service: Some(self.service_wire(&self.store.view(), id)?),
+            warnings,
         })
     }
 

@@ -29,7 +29,7 @@ impl ControlApi {
         let state = self.store.read().await?;
         let filters = request.filters.unwrap_or_default();
         let filter = Filter::new(&state, &filters);
-        let mut renderer = convert::TaskRenderer::new(&state);
+        let mut renderer = convert::TaskRenderer::for_operators(&state);
         let tasks = filter.candidates().into_iter().filter(|t| filter.pass(t));
         let tasks = tasks
             .map(|t| renderer.render(t))

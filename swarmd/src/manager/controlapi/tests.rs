@@ -7,6 +7,7 @@ use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use swarm_proto::pb::control_server::Control as _;
 use swarm_proto::pb::watch_server::Watch as _;
+use swarm_proto::reference::Reference;
 use swarm_proto::time::Timestamp;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request};
@@ -44,9 +45,16 @@ async fn seed(store: &Store, change: Change) {
     written.results[0].clone().unwrap();
 }
 
+fn to_create(spec: pb::ServiceSpec) -> Request<pb::CreateServiceRequest> {
+    Request::new(pb::CreateServiceRequest {
+        spec: Some(spec),
+        ..Default::default()
+    })
+}
+
 fn create(name: u8, template: u8) -> Request<pb::CreateServiceRequest> {
     let spec = spec(name, template, 2).wire.as_ref().clone();
-    Request::new(pb::CreateServiceRequest { spec: Some(spec) })
+    to_create(spec)
 }
 
 async fn created(api: &ControlApi, name: u8) -> pb::Service {
@@ -69,6 +77,7 @@ async fn a_service_is_created_read_updated_rolled_back_and_removed() {
             service_version: version,
             spec: Some(spec(1, template, 2).wire.as_ref().clone()),
             rollback,
+            ..Default::default()
         })
     };
     let previous = i32::from(pb::update_service_request::Rollback::Previous);
@@ -127,13 +136,16 @@ async fn a_taken_name_is_refused_without_regard_to_case() {
 #[tokio::test]
 async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let (api, _) = api();
-    let missing = Request::new(pb::CreateServiceRequest { spec: None });
+    let missing = Request::new(pb::CreateServiceRequest {
+        spec: None,
+        ..Default::default()
+    });
     let missing = api.create_service(missing).await.unwrap_err();
     assert_eq!(missing.code(), Code::InvalidArgument);
 
     let mut global = spec(1, 1, 1).wire.as_ref().clone();
     global.mode = Some(pb::service_spec::Mode::Global(pb::GlobalService {}));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(global) });
+    let request = to_create(global);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::Unimplemented);
     assert!(refused.message().contains("mode global"), "{refused}");
@@ -141,7 +153,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let mut large = spec(1, 1, 1).wire.as_ref().clone();
     let labels = &mut large.annotations.as_mut().unwrap().labels;
     labels.insert("x".to_owned(), "y".repeat(3 << 19));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(large) });
+    let request = to_create(large);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(refused.message().contains("1.5 MiB"), "{refused}");
@@ -157,7 +169,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
         ..Default::default()
     });
     let told = |spec: pb::ServiceSpec| {
-        let request = Request::new(pb::CreateServiceRequest { spec: Some(spec) });
+        let request = to_create(spec);
         let api = api.clone();
         async move { api.create_service(request).await.unwrap_err() }
     };
@@ -186,7 +198,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     many.mode = Some(pb::service_spec::Mode::Replicated(pb::ReplicatedService {
         replicas,
     }));
-    let request = Request::new(pb::CreateServiceRequest { spec: Some(many) });
+    let request = to_create(many);
     let refused = api.create_service(request).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
     assert!(
@@ -497,4 +509,102 @@ async fn ids_that_are_none_name_nothing() {
             .tasks
             .is_empty()
     );
+}
+
+/// Knows one digest, or none.
+#[derive(Debug)]
+struct OneDigest(Result<String, String>);
+
+#[tonic::async_trait]
+impl crate::manager::controlapi::ImageResolver for OneDigest {
+    async fn digest(&self, _: &Reference, _: &str) -> Result<String, String> {
+        self.0.clone()
+    }
+}
+
+fn container(service: &pb::Service) -> pb::ContainerSpec {
+    let task = service.spec.clone().unwrap().task.unwrap();
+    match task.runtime.unwrap() {
+        pb::task_spec::Runtime::Container(container) => container,
+        other @ (pb::task_spec::Runtime::Attachment(_) | pb::task_spec::Runtime::Generic(_)) => {
+            panic!("{other:?}")
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_tag_is_resolved_where_the_request_asks_for_it() {
+    let digest = format!("sha256:{}", "a".repeat(64));
+    let (api, _) = api();
+    let knows = api
+        .clone()
+        .resolving(Arc::new(OneDigest(Ok(digest.clone()))));
+    let mut request = create(1, 1).into_inner();
+    request.resolve_image = true;
+    let answer = knows.create_service(Request::new(request.clone())).await;
+    let answer = answer.unwrap().into_inner();
+    let image = container(&answer.service.unwrap()).image;
+    assert!(image.ends_with(&format!("@{digest}")), "{image}");
+    assert!(answer.warnings.is_empty());
+
+    // A client of SwarmKit does not ask.
+    let answer = knows.create_service(create(2, 1)).await.unwrap();
+    let image = container(&answer.into_inner().service.unwrap()).image;
+    assert!(!image.contains('@'), "{image}");
+
+    // No answer is no reason to refuse.
+    let away = Err("registry r: connection refused".to_owned());
+    let away = api.resolving(Arc::new(OneDigest(away)));
+    let mut request = create(3, 1).into_inner();
+    request.resolve_image = true;
+    let answer = away.create_service(Request::new(request)).await;
+    let answer = answer.unwrap().into_inner();
+    assert!(!container(&answer.service.unwrap()).image.contains('@'));
+    assert!(
+        answer.warnings[0].contains("registry r: connection refused"),
+        "{:?}",
+        answer.warnings
+    );
+}
+
+#[tokio::test]
+async fn registry_credentials_are_stored_and_not_told() {
+    let (api, store) = api();
+    let mut request = create(1, 1).into_inner();
+    let task = request.spec.as_mut().unwrap().task.as_mut().unwrap();
+    let Some(pb::task_spec::Runtime::Container(wanted)) = &mut task.runtime else {
+        panic!("no container")
+    };
+    wanted.pull_options = Some(pb::container_spec::PullOptions {
+        registry_auth: "secret".to_owned(),
+    });
+    let answer = api.create_service(Request::new(request)).await.unwrap();
+    let service = answer.into_inner().service.unwrap();
+    assert_eq!(container(&service).pull_options, None);
+    let get = pb::GetServiceRequest {
+        service_id: service.id.clone(),
+        ..Default::default()
+    };
+    let told = api.get_service(Request::new(get)).await.unwrap();
+    assert_eq!(
+        container(&told.into_inner().service.unwrap()).pull_options,
+        None
+    );
+    // What comes back without them keeps them.
+    let mut spec = service.spec.clone().unwrap();
+    spec.annotations.as_mut().unwrap().labels = [("a".to_owned(), "b".to_owned())].into();
+    let update = pb::UpdateServiceRequest {
+        service_id: service.id.clone(),
+        service_version: service.meta.unwrap().version,
+        spec: Some(spec),
+        ..Default::default()
+    };
+    api.update_service(Request::new(update)).await.unwrap();
+    let view = store.view();
+    let stored = view.services.values().next().unwrap();
+    let stored = stored.spec.wire.task.clone().unwrap().runtime;
+    let Some(pb::task_spec::Runtime::Container(stored)) = stored else {
+        panic!("no container")
+    };
+    assert_eq!(stored.pull_options.unwrap().registry_auth, "secret");
 }

@@ -103,7 +103,7 @@ impl<'a> Messages<'a> {
         Self {
             request,
             commit,
-            renderer: TaskRenderer::new(&commit.state),
+            renderer: TaskRenderer::for_operators(&commit.state),
             rest: &commit.events,
         }
     }
