@@ -93,9 +93,9 @@ fn add_message(rows: &mut Rows, prefix: &str, message: &DescriptorProto) {
         .field
         .iter()
         .filter(|field| field.number() < OWN_FIELDS);
-    let before = rows.len();
     rows.extend(fields.map(|field| field_row(&name, message, field)));
-    if rows.len() == before {
+    // One that has fields of ours alone is ours.
+    if message.field.is_empty() {
         rows.insert(row(["message", &name, "-", "-", "-", "-"]));
     }
     for nested in &message.nested_type {
