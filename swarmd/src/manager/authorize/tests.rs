@@ -142,7 +142,7 @@ fn expected(path: &str, caller: &str) -> Code {
     let local_only = matches!(
         path,
         "/swarm.v1.Operator/LocalStatus" | "/swarm.v1.Operator/Leave"
-    );
+    ) || path.starts_with("/swarm.v1.Images/");
     let for_workers = ["Dispatcher", "ResourceAllocator", "LogBroker"]
         .iter()
         .any(|service| path.contains(&format!(".{service}/")))

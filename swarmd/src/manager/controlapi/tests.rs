@@ -161,7 +161,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
     let mut several = spec(1, 1, 1).wire.as_ref().clone();
     let task = several.task.as_mut().unwrap();
     if let Some(pb::task_spec::Runtime::Container(container)) = &mut task.runtime {
-        container.secrets = vec![pb::SecretReference::default()];
+        container.set_isolation(pb::container_spec::Isolation::Hyperv);
         container.hosts = vec!["host-gateway a".to_owned()];
     }
     task.log_driver = Some(pb::Driver {
@@ -174,7 +174,7 @@ async fn what_is_not_valid_or_not_served_is_refused_by_name() {
         async move { api.create_service(request).await.unwrap_err() }
     };
     let fields = [
-        "task.container.secrets: ",
+        "task.container.isolation: ",
         "task.container.hosts[0]: ",
         "task.log_driver.name: ",
     ];
