@@ -103,11 +103,11 @@ sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 
 .PHONY: bench
 bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
-	$(MAKE) bench-schedule bench-control-plane bench-footprint bench-pull
+	$(MAKE) bench-schedule bench-control-plane bench-footprint bench-pull bench-start bench-agent
 
-bench-pull: deps
+bench-pull bench-start bench-agent: deps
 bench-%: build-deps
-	cargo build --release -p swarmd -p swarm-bench
+	cargo build --release -p swarmd -p swarmctl -p swarm-bench -p example-web
 	$(RELEASE)/bench $*
 
 .PHONY: demo

@@ -1,18 +1,21 @@
-//! Benchmarks: `bench schedule`, `bench control-plane`, `bench footprint`, `bench pull`, each with cases to run.
+//! Benchmarks: `bench schedule`, `control-plane`, `footprint`, `pull`, `start` and `agent`, some with cases to run.
 //!
-//! `schedule` calls the pass, `pull` a node's images, on a containerd and a registry of its own; the others start release swarmd processes (the ones beside this
-//! program) and measure them from outside. A bench ends with our figures beside the reference's and
-//! one JSON line a case, which also goes to `target/bench/NAME.json`. All that a case started ends
-//! with it, also when it fails or is interrupted.
+//! `schedule` calls the pass, `pull` a node's images, on a containerd and a registry of its own; `start` (with stopping)
+//! and `agent` run real containers on hosts of a lab; the others start release swarmd processes (the ones beside this
+//! program) and measure them from outside. A bench ends with our figures beside the reference's and one JSON line a
+//! case, which also goes to `target/bench/NAME.json`. All that a case started ends with it, also when it fails or is
+//! interrupted.
 #![expect(
     clippy::disallowed_methods,
     reason = "a bench reads the clock and its own arguments"
 )]
 
 mod cluster;
+mod containers;
 mod control_plane;
 mod footprint;
 mod load;
+mod plain;
 mod pull;
 mod report;
 mod schedule;
@@ -46,8 +49,13 @@ fn run(words: &[&str]) -> Result<(), Failure> {
             ["control-plane", only @ ..] => control_plane::run(only).await,
             ["footprint", only @ ..] => footprint::run(only).await,
             ["pull", only @ ..] => pull::run(only).await,
+            ["start"] => containers::run().await,
+            ["agent"] => containers::agent().await,
             [load::COMMAND, addr, token, nodes] => load::run(addr, token, nodes.parse()?).await,
-            _ => Err("usage: bench schedule|control-plane|footprint|pull [CASE…]".into()),
+            _ => Err(
+                "usage: bench schedule|control-plane|footprint|pull [CASE…], bench start|agent"
+                    .into(),
+            ),
         }
     };
     runtime.block_on(async {
