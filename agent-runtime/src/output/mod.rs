@@ -7,7 +7,7 @@
 //!
 //! The shim starts the writer ([`run`]) when the container is made and keeps the pipes open: output
 //! goes on being written while swarmd is away, and nothing is lost when the writer's files rotate.
-//! A writer takes about a megabyte of memory; its program is the one that is running already.
+//! A writer takes about two megabytes of its own; its program is the one that is running already.
 //!
 //! containerd's `binary` scheme: the pipes are descriptors 3 and 4, and descriptor 5 takes a byte
 //! once the writer is ready.
