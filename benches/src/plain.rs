@@ -17,7 +17,7 @@ use containerd_client::services::v1::{
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use prost_types::Any;
 use tonic::transport::Channel;
-use tonic::{Request, Status};
+use tonic::{Code, Request};
 
 use super::Failure;
 
@@ -71,7 +71,7 @@ impl Plain {
         let request = of(namespace, ListContainersRequest::default())?;
         match self.containers().list(request).await {
             Ok(listed) => Ok(listed.into_inner().containers),
-            Err(status) if status.code() == tonic::Code::NotFound => Ok(Vec::new()),
+            Err(status) if status.code() == Code::NotFound => Ok(Vec::new()),
             Err(status) => Err(status.into()),
         }
     }
@@ -190,9 +190,13 @@ impl Plain {
             snapshotter: like.container.snapshotter.clone(),
             key: like.id.clone(),
         };
-        let removed: Result<_, Status> =
-            self.snapshots().remove(of(&like.namespace, request)?).await;
-        Ok(removed.map(drop)?)
+        let request = of(&like.namespace, request)?;
+        match self.snapshots().remove(request).await {
+            Ok(_) => Ok(()),
+            // Nothing refers to it any more: containerd may have been faster.
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(status.into()),
+        }
     }
 }
 
