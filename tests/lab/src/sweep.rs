@@ -98,7 +98,12 @@ pub fn left(site: &Site) -> Result<Vec<String>, Error> {
 /// Lets swarmd end in its own way first, so that it is seen to be able to.
 fn stop_swarmd(directories: &[PathBuf]) -> Result<(), Error> {
     let mut found = process::belonging_to(directories);
-    found.retain(|process| process::program(&process.arguments) == Some("swarmd"));
+    // The writers of containers' output are the same program, and end with their containers only.
+    let writes =
+        |process: &process::Process| process.arguments.iter().any(|word| word == "task-log");
+    found.retain(|process| {
+        process::program(&process.arguments) == Some("swarmd") && !writes(process)
+    });
     for process in &found {
         process::signal(process.pid, Signal::SIGTERM)?;
     }
