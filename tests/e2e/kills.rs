@@ -45,7 +45,6 @@ fn sweep(victim: Victim) {
     let mut cluster = Cluster::start(0);
     for moment in 0..MOMENTS {
         let name = format!("web{moment}");
-        // A tag that no earlier round has pulled: its layers are fetched and unpacked again once nobody has them.
         let replicas = REPLICAS.to_string();
         let more = [
             "--replicas",
@@ -77,7 +76,25 @@ fn sweep(victim: Victim) {
             writers if writers.is_empty() => Ok(()),
             writers => Err(writers.join("\n")),
         });
+        forget_images(&cluster);
     }
+}
+
+/// The next round begins with fetching and unpacking again.
+fn forget_images(cluster: &Cluster) {
+    eventually("the node has no image", LIMIT, || {
+        let listed = cluster.ctl(&["image", "ls", "-q"]);
+        for image in listed.stdout.lines() {
+            let removed = cluster.ctl(&["image", "rm", image]);
+            if removed.code != 0 {
+                return Err(removed.stderr);
+            }
+        }
+        match (listed.code, listed.stdout.is_empty()) {
+            (0, true) => Ok(()),
+            _ => Err(format!("{}{}", listed.stdout, listed.stderr)),
+        }
+    });
 }
 
 /// Kills it so many steps from now, and starts again what does not come back by itself.
