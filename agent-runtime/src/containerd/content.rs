@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use containerd_client::services::v1::{
     AbortRequest, Info, ReadContentRequest, UpdateRequest, WriteAction, WriteContentRequest,
     content_client::ContentClient,
@@ -20,7 +20,9 @@ use crate::error::Error;
 use crate::registry::Source;
 
 /// A message to containerd carries this much: large enough to not count, far below its limit of 16 MiB.
-const CHUNK: usize = 256 << 10;
+const CHUNK: usize = 1 << 20;
+/// Messages under way: the next bytes are read while containerd hashes and writes those before.
+const AHEAD: usize = 4;
 /// The commit verifies the digest of what was written.
 const COMMIT_MAX: Duration = Duration::from_secs(120);
 
@@ -158,17 +160,16 @@ impl Content {
         open: impl FnOnce() -> Source + Send,
     ) -> Result<Stored, Error> {
         let total = i64::try_from(blob.size).unwrap_or(i64::MAX);
-        let message = |action: WriteAction, offset: u64, data: Bytes| WriteContentRequest {
+        let message = |action: WriteAction, offset: u64, data: Vec<u8>| WriteContentRequest {
             action: action.into(),
             r#ref: ingest.to_owned(),
             total,
             expected: blob.digest.clone(),
             offset: i64::try_from(offset).unwrap_or(i64::MAX),
-            data: data.to_vec(),
+            data,
             labels: HashMap::new(),
         };
-        // One message is under way at a time: the reply to each is awaited.
-        let (sender, receiver) = mpsc::channel(1);
+        let (sender, receiver) = mpsc::channel(AHEAD);
         let ended = || {
             Error::Temporary(format!(
                 "content {}: containerd ended the write",
@@ -176,7 +177,7 @@ impl Content {
             ))
         };
         sender
-            .send(message(WriteAction::Stat, 0, Bytes::new()))
+            .send(message(WriteAction::Stat, 0, Vec::new()))
             .await
             .map_err(|_| ended())?;
         let request = self.client.leased(ReceiverStream::new(receiver), lease);
@@ -195,18 +196,25 @@ impl Content {
             Err(failure) if failure.is_present() => return Ok(Stored::Present),
             Err(failure) => return Err(failure.into()),
         }
-        let mut source = chunks(open());
-        let mut offset = 0;
+        let mut source = chunks(open(), blob.size);
+        let (mut offset, mut ahead) = (0, 0);
         while let Some(chunk) = source.next().await {
             // Its own words name the registry and the blob.
             let chunk = chunk.map_err(|error| Error::Fatal(error.to_string()))?;
             let length = chunk.len() as u64;
             let write = message(WriteAction::Write, offset, chunk);
             sender.send(write).await.map_err(|_| ended())?;
-            self.reply(&mut replies).await?;
             offset += length;
+            if ahead == AHEAD {
+                self.reply(&mut replies).await?;
+            } else {
+                ahead += 1;
+            }
         }
-        let commit = message(WriteAction::Commit, offset, Bytes::new());
+        for _ in 0..ahead {
+            self.reply(&mut replies).await?;
+        }
+        let commit = message(WriteAction::Commit, offset, Vec::new());
         sender.send(commit).await.map_err(|_| ended())?;
         match self.reply(&mut replies).await {
             Ok(()) => {}
@@ -254,26 +262,32 @@ impl Content {
     }
 }
 
-/// Joins small pieces and splits large ones, so that a message carries about [`CHUNK`] bytes.
-fn chunks(source: Source) -> impl Stream<Item = std::io::Result<Bytes>> + Unpin {
+/// Joins small pieces and splits large ones, so that a message carries [`CHUNK`] bytes, the last one
+/// of a blob of `size` bytes the rest.
+fn chunks(source: Source, size: u64) -> impl Stream<Item = std::io::Result<Vec<u8>>> + Unpin {
+    // A chunk of a small blob takes no more memory than the blob.
+    let room = usize::try_from(size).map_or(CHUNK, |size| size.min(CHUNK));
     // Fused: a verifying source checks its digest again when it is asked after its end.
-    let state = (source.fuse(), BytesMut::new());
+    let state = (source.fuse(), Bytes::new());
     Box::pin(futures::stream::unfold(
         state,
-        |(mut source, mut held)| async move {
-            while held.len() < CHUNK {
-                match source.next().await {
-                    Some(Ok(piece)) => held.extend_from_slice(&piece),
-                    Some(Err(error)) => return Some((Err(error), (source, held))),
-                    None => break,
+        move |(mut source, mut piece)| async move {
+            let mut chunk = Vec::with_capacity(room);
+            while chunk.len() < CHUNK {
+                if piece.is_empty() {
+                    match source.next().await {
+                        Some(Ok(next)) => piece = next,
+                        Some(Err(error)) => return Some((Err(error), (source, piece))),
+                        None => break,
+                    }
                 }
+                let part = piece.split_to(piece.len().min(CHUNK - chunk.len()));
+                chunk.extend_from_slice(&part);
             }
-            if held.is_empty() {
+            if chunk.is_empty() {
                 return None;
             }
-            let length = held.len().min(CHUNK);
-            let chunk = held.split_to(length).freeze();
-            Some((Ok(chunk), (source, held)))
+            Some((Ok(chunk), (source, piece)))
         },
     ))
 }
@@ -289,7 +303,7 @@ mod tests {
             .into();
         let total: usize = pieces.iter().map(Bytes::len).sum();
         let source: Source = futures::stream::iter(pieces.into_iter().map(Ok)).boxed();
-        let sizes: Vec<usize> = chunks(source)
+        let sizes: Vec<usize> = chunks(source, total as u64)
             .map(|chunk| chunk.expect("no error in it").len())
             .collect()
             .await;
