@@ -17,7 +17,7 @@ use std::process::{Command, ExitCode};
 use nix::errno::Errno;
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{Pid, tcsetpgrp};
+use nix::unistd::{Pid, getpgrp, tcsetpgrp};
 
 use crate::tool::COMMAND;
 
@@ -35,8 +35,14 @@ pub(crate) fn run(program: &OsStr, args: &[OsString]) -> ExitCode {
     }
 }
 
-/// Becomes the command, with no signal blocked.
+/// Becomes the command, in the foreground of its terminal, with no signal blocked.
 pub(crate) fn run_unblocked(program: &OsStr, args: &[OsString]) -> ExitCode {
+    let stdin = io::stdin();
+    if stdin.is_terminal() {
+        // Before its first instruction: without the foreground it would be stopped for reading from
+        // its terminal. Signals are blocked still, the one for taking it among them.
+        let _ = tcsetpgrp(&stdin, getpgrp());
+    }
     let error = match SigSet::all().thread_unblock() {
         Ok(()) => Command::new(program).args(args).exec(),
         Err(error) => error.into(),
@@ -78,11 +84,6 @@ fn start_and_wait(program: &OsStr, args: &[OsString]) -> io::Result<u8> {
         .spawn()?;
     let pid = i32::try_from(child.id()).map_err(io::Error::other)?;
     let command = Pid::from_raw(pid);
-    let stdin = io::stdin();
-    if stdin.is_terminal() {
-        // Without the foreground it could not read from its terminal.
-        tcsetpgrp(&stdin, command)?;
-    }
     loop {
         let signal = match signals.wait() {
             Ok(signal) => signal,

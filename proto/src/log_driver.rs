@@ -13,7 +13,7 @@ use crate::pb;
 const SIZE_DEFAULT: u64 = 20 << 20;
 /// Number of files when nothing is said (that of Docker's `local` driver).
 const FILES_DEFAULT: u32 = 5;
-/// Least size of one file: the longest entry fits into it.
+/// Least size of one file: an entry of Docker's longest line leaves room for others.
 const SIZE_MIN: u64 = 64 << 10;
 /// Most files of one container.
 const FILES_MAX: u32 = 1000;

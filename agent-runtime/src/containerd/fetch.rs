@@ -87,27 +87,11 @@ impl Inner {
         let wanted = parts.layers.iter().map(|layer| layer.size);
         let wanted = wanted.fold(parts.config.size, u64::saturating_add);
         origin.progress().expect(wanted);
-        self.put_blob(origin, lease, &parts.config).await?;
-        let config = self
-            .content
-            .read(&parts.config.digest, MANIFEST_MAX)
-            .await?;
-        let config = ImageConfig::parse(&config)?;
-        let chain = self
-            .put_layers(origin, lease, (&config, &parts.layers))
-            .await?;
-        self.content
-            .label(&parts.config.digest, &snapshot_label(&chain))
-            .await?;
-        let labels = image_labels(&parts.config, &parts.layers);
-        self.put_bytes(lease, &parts.manifest, &labels).await?;
-        if let Some(index) = &parts.index {
-            let labels = BTreeMap::from([(
-                "containerd.io/gc.ref.content.m.0".to_owned(),
-                parts.manifest.digest.clone(),
-            )]);
-            self.put_bytes(lease, index, &labels).await?;
-        }
+        let ((config, chain), ()) = futures::future::try_join(
+            self.put_root(origin, lease, &parts),
+            self.put_manifests(lease, &parts),
+        )
+        .await?;
         for name in names {
             self.record(name, target.clone()).await?;
         }
@@ -124,13 +108,14 @@ impl Inner {
         Ok(image)
     }
 
-    /// Brings in all layers and returns the chain id of the top.
-    async fn put_layers(
+    /// Brings in the config and all layers; returns the config and the chain id of the top.
+    async fn put_root(
         &self,
         origin: &dyn Origin,
         lease: &str,
-        (config, layers): (&ImageConfig, &[Descriptor]),
-    ) -> Result<String, Error> {
+        parts: &Parts,
+    ) -> Result<(ImageConfig, String), Error> {
+        let layers = parts.layers.as_slice();
         let (told, there): (Vec<_>, Vec<_>) = layers.iter().map(|_| oneshot::channel()).unzip();
         let mut fetches = Vec::with_capacity(layers.len());
         for (layer, told) in layers.iter().zip(told) {
@@ -144,9 +129,31 @@ impl Inner {
         let fetch = futures::stream::iter(fetches)
             .buffer_unordered(LAYERS_AT_ONCE)
             .try_collect::<()>();
-        let unpack = self.unpack(lease, (config, layers), there);
-        let ((), chain) = futures::future::try_join(fetch, unpack).await?;
-        Ok(chain)
+        let unpack = async {
+            self.put_blob(origin, lease, &parts.config).await?;
+            let digest = &parts.config.digest;
+            let config = self.content.read(digest, MANIFEST_MAX).await?;
+            let config = ImageConfig::parse(&config)?;
+            let chain = self.unpack(lease, (&config, layers), there).await?;
+            self.content.label(digest, &snapshot_label(&chain)).await?;
+            Ok((config, chain))
+        };
+        let ((), root) = futures::future::try_join(fetch, unpack).await?;
+        Ok(root)
+    }
+
+    /// Puts in the manifest, and the index that names it.
+    async fn put_manifests(&self, lease: &str, parts: &Parts) -> Result<(), Error> {
+        let labels = image_labels(&parts.config, &parts.layers);
+        self.put_bytes(lease, &parts.manifest, &labels).await?;
+        if let Some(index) = &parts.index {
+            let labels = BTreeMap::from([(
+                "containerd.io/gc.ref.content.m.0".to_owned(),
+                parts.manifest.digest.clone(),
+            )]);
+            self.put_bytes(lease, index, &labels).await?;
+        }
+        Ok(())
     }
 
     async fn put_blob(
@@ -197,8 +204,13 @@ impl Inner {
         };
         let body = fetched.body.clone();
         let open = || futures::stream::once(async move { Ok::<Bytes, _>(body) }).boxed();
-        self.content.put(lease, &blob, labels, open).await?;
-        Ok(())
+        match self.content.put(lease, &blob, labels, open).await? {
+            Stored::New | Stored::Present => Ok(()),
+            Stored::Wrong => Err(Error::Fatal(format!(
+                "{}: containerd reads other bytes from it; it takes sha256 digests",
+                fetched.digest
+            ))),
+        }
     }
 
     /// Unpacks what is not unpacked yet, each layer once it is `there`, and returns the chain id of

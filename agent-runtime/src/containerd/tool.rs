@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 use swarm_proto::pb;
-use tokio::sync::OnceCell;
+use tokio::sync::Mutex;
 
 use super::files;
 use crate::error::Error;
@@ -27,7 +27,8 @@ const EXECUTABLE: u32 = 0o755;
 pub(super) struct Tool {
     source: PathBuf,
     installed: PathBuf,
-    ready: OnceCell<()>,
+    /// This process has put it there.
+    ready: Mutex<bool>,
 }
 
 impl Tool {
@@ -35,21 +36,24 @@ impl Tool {
         Self {
             source: source.to_owned(),
             installed: state.join("bin").join("swarmd"),
-            ready: OnceCell::new(),
+            ready: Mutex::default(),
         }
     }
 
-    /// Puts it where containerd finds it, unless it is there: before the first container is made.
+    /// Puts it where containerd finds it, unless it is there: before a container is made.
     pub(super) async fn ready(&self) -> Result<(), Error> {
-        let install = || async {
-            let (source, installed) = (self.source.clone(), self.installed.clone());
-            let done = tokio::task::spawn_blocking(move || install(&source, &installed)).await;
-            done.map_err(io::Error::other).flatten().map_err(|error| {
-                let path = self.installed.display();
-                files::failure(&format!("the program {path} of log writers"), &error)
-            })
-        };
-        self.ready.get_or_try_init(install).await.copied()
+        let mut ready = self.ready.lock().await;
+        if *ready && self.installed.is_file() {
+            return Ok(());
+        }
+        let (source, installed) = (self.source.clone(), self.installed.clone());
+        let done = tokio::task::spawn_blocking(move || install(&source, &installed)).await;
+        done.map_err(io::Error::other).flatten().map_err(|error| {
+            let path = self.installed.display();
+            files::failure(&format!("the program {path} of log writers"), &error)
+        })?;
+        *ready = true;
+        Ok(())
     }
 
     /// Removes it, with its directory.
@@ -159,7 +163,13 @@ mod tests {
         tool().ready().await.unwrap();
         assert_eq!(read(), "two, longer");
         assert_eq!(std::fs::read_to_string(&source).unwrap(), "two, longer");
-        tool().remove();
+        // Taken away, it is put there again.
+        let tool = tool();
+        tool.ready().await.unwrap();
+        std::fs::remove_file(&installed).unwrap();
+        tool.ready().await.unwrap();
+        assert_eq!(read(), "two, longer");
+        tool.remove();
         assert!(!dir.path().join("state/bin").exists());
     }
 

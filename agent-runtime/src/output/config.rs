@@ -6,6 +6,9 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 use swarm_proto::log_driver::{Details, FileLimit, LogDriver, Tag, TagField};
 
+/// What each entry of the journal says of itself.
+const ENTRY_FIELDS: [&str; 3] = ["MESSAGE", "PRIORITY", "CONTAINER_PARTIAL_MESSAGE"];
+
 /// Where the output of one container goes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Target {
@@ -119,8 +122,10 @@ impl Container<'_> {
             ("SYSLOG_IDENTIFIER", tag),
         ];
         let asked = self.details(details).into_iter();
+        // An entry's own fields are not a label's to set.
         let mut fields: BTreeMap<String, String> = asked
             .map(|(name, value)| (field_name(&name), value))
+            .filter(|(name, _)| !ENTRY_FIELDS.contains(&name.as_str()))
             .collect();
         fields.extend(ours.map(|(name, value)| (name.to_owned(), value)));
         fields
@@ -157,7 +162,10 @@ mod tests {
             id: "abcdefghijklmnop",
             name: "web.1.abcdefghijklmnop",
             image: "nginx:1",
-            labels: &BTreeMap::from([("com.example.team".to_owned(), "a".to_owned())]),
+            labels: &BTreeMap::from([
+                ("com.example.team".to_owned(), "a".to_owned()),
+                ("message".to_owned(), "made up".to_owned()),
+            ]),
             env: &["STAGE=test=1".to_owned()],
         };
         Target::new(&driver, &container, Path::new("/x.log"), Path::new("/j"))
@@ -204,5 +212,9 @@ mod tests {
             ]
         );
         assert_eq!(field_name("_1a.b"), "A_B");
+        let Target::Journal { fields, .. } = target("journald", &[("labels", "message")]) else {
+            panic!()
+        };
+        assert_eq!(fields.get("MESSAGE"), None);
     }
 }

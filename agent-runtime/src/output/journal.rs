@@ -41,15 +41,21 @@ impl Journal {
     /// Sends an entry. One that the journal does not take (it is being restarted, say) is counted
     /// and told with the next.
     pub(super) fn add(&mut self, stream: Stream, text: &[u8]) {
-        if self.lost > 0 {
-            let note = format!("{} lines before this one could not be written", self.lost);
-            if self.send(Stream::Stderr, note.as_bytes(), true) {
-                self.lost = 0;
-            }
-        }
+        self.tell();
         let whole = text.strip_suffix(b"\n");
         if !self.send(stream, whole.unwrap_or(text), whole.is_some()) {
             self.lost += 1;
+        }
+    }
+
+    /// Tells what was lost, if it can; also when the stream has ended.
+    pub(super) fn tell(&mut self) {
+        if self.lost == 0 {
+            return;
+        }
+        let note = format!("{} lines before this one could not be written", self.lost);
+        if self.send(Stream::Stderr, note.as_bytes(), true) {
+            self.lost = 0;
         }
     }
 

@@ -38,14 +38,19 @@ impl Lines {
             let (part, rest) = data.split_at(end);
             data = rest;
             let complete = newline.is_some() || part.len() == room;
-            match (complete, self.begun.is_empty()) {
-                (true, true) => entry(part),
-                (true, false) => {
-                    self.begun.extend_from_slice(part);
-                    entry(&self.begun);
-                    self.begun.clear();
-                }
-                (false, _) => self.begun.extend_from_slice(part),
+            if self.begun.is_empty() && newline.is_some() {
+                entry(part);
+                continue;
+            }
+            self.begun.extend_from_slice(part);
+            if complete {
+                let cut = match newline {
+                    Some(_) => self.begun.len(),
+                    None => character_border(&self.begun),
+                };
+                let rest = self.begun.split_off(cut);
+                entry(&self.begun);
+                self.begun = rest;
             }
         }
     }
@@ -56,6 +61,15 @@ impl Lines {
             entry(&self.begun);
             self.begun = Vec::new();
         }
+    }
+}
+
+/// Where a long line is cut: before a character that has begun and is not whole.
+fn character_border(bytes: &[u8]) -> usize {
+    match std::str::from_utf8(bytes) {
+        Err(error) if error.error_len().is_none() => error.valid_up_to(),
+        // Whole, or no text at all.
+        Ok(_) | Err(_) => bytes.len(),
     }
 }
 
@@ -85,6 +99,14 @@ mod tests {
         let long = vec![b'x'; 2 * ENTRY_MAX + 1];
         let lengths: Vec<usize> = split(&[&long]).iter().map(Vec::len).collect();
         assert_eq!(lengths, [ENTRY_MAX, ENTRY_MAX, 1]);
+        // No character is torn; what is no text is cut anywhere.
+        let text = "a".to_owned() + &"é".repeat(ENTRY_MAX);
+        let entries = split(&[text.as_bytes()]);
+        assert_eq!(entries.concat(), text.as_bytes());
+        assert!(entries.iter().all(|entry| str::from_utf8(entry).is_ok()));
+        let noise = vec![0xff; ENTRY_MAX + 1];
+        let lengths: Vec<usize> = split(&[&noise]).iter().map(Vec::len).collect();
+        assert_eq!(lengths, [ENTRY_MAX, 1]);
     }
 
     proptest! {

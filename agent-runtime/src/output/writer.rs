@@ -46,8 +46,7 @@ fn write(config: &Path) -> io::Result<()> {
         ignored.add(signal);
     }
     ignored.thread_block()?;
-    let target: Target = serde_json::from_slice(&std::fs::read(config)?)?;
-    let mut sink = Sink::open(target)?;
+    let mut sink = Sink::open(config);
     let mut sources = [
         Source::open(STDOUT, Stream::Stdout)?,
         Source::open(STDERR, Stream::Stderr)?,
@@ -64,6 +63,7 @@ fn write(config: &Path) -> io::Result<()> {
         }
         sink.flush();
     }
+    sink.end();
     Ok(())
 }
 
@@ -94,13 +94,15 @@ impl Source {
             return Ok(());
         }
         let stream = self.stream;
-        let time = prost_types::Timestamp::from(SystemTime::now()).to_string();
-        match pipe.read(buffer)? {
-            0 => {
+        let time = now();
+        match pipe.read(buffer) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            // One that can't be read any more has ended, as far as can be known here.
+            Ok(0) | Err(_) => {
                 self.lines.end(|entry| sink.add(stream, entry, &time));
                 self.pipe = None;
             }
-            length => {
+            Ok(length) => {
                 let data = buffer.get(..length).unwrap_or_default();
                 self.lines
                     .push(data, |entry| sink.add(stream, entry, &time));
@@ -130,17 +132,23 @@ enum Sink {
 }
 
 impl Sink {
-    fn open(target: Target) -> io::Result<Self> {
-        Ok(match target {
-            Target::Files {
+    /// What can't be opened takes nothing: the container must not end for its output.
+    fn open(config: &Path) -> Self {
+        let target = std::fs::read(config)
+            .ok()
+            .and_then(|text| serde_json::from_slice(&text).ok());
+        match target {
+            Some(Target::Files {
                 path,
                 size,
                 files,
                 attrs,
-            } => Self::Files(Files::open(&path, (size, files), attrs)?),
-            Target::Journal { socket, fields } => Self::Journal(Journal::open(&socket, &fields)?),
-            Target::Nowhere => Self::Nowhere,
-        })
+            }) => Self::Files(Files::open(&path, (size, files), attrs)),
+            Some(Target::Journal { socket, fields }) => {
+                Journal::open(&socket, &fields).map_or(Self::Nowhere, Self::Journal)
+            }
+            Some(Target::Nowhere) | None => Self::Nowhere,
+        }
     }
 
     fn add(&mut self, stream: Stream, entry: &[u8], time: &str) {
@@ -157,4 +165,17 @@ impl Sink {
             Self::Journal(_) | Self::Nowhere => {}
         }
     }
+
+    fn end(&mut self) {
+        match self {
+            Self::Files(files) => files.end(&now()),
+            Self::Journal(journal) => journal.tell(),
+            Self::Nowhere => {}
+        }
+    }
+}
+
+/// The time, as an entry has it.
+fn now() -> String {
+    prost_types::Timestamp::from(SystemTime::now()).to_string()
 }
