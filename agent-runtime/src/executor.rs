@@ -86,6 +86,12 @@ pub trait Controller: Send + std::fmt::Debug {
     /// Starts the container and returns once it runs. Ok if it runs already.
     async fn start(&mut self) -> Result<(), Error>;
 
+    /// The container as [`Controller::start`] left it, where this controller made it and so need not
+    /// ask; else [`Controller::observe`] says it.
+    fn started(&self) -> Option<Handle> {
+        None
+    }
+
     /// Waits until the container has ended. Ends at once when it already has.
     async fn wait(&mut self) -> Result<Exit, Error>;
 

@@ -43,9 +43,9 @@ pub(crate) async fn run() -> Result<(), Failure> {
         let (started, stopped) = hosts.plain.make_and_remove(&namespaces, CONTAINERS).await?;
         plain_start.push(started);
         plain_stop.push(stopped);
-        hosts.remove("like").await?;
+        hosts.remove("like", HOSTS).await?;
         start.push(hosts.scale("web", CONTAINERS).await?);
-        stop.push(hosts.remove("web").await?);
+        stop.push(hosts.remove("web", CONTAINERS).await?);
         say(&format!(
             "run {run}: start {:.2} s, plain client {started:.2} s; stop {:.2} s, plain client {stopped:.2} s",
             start.last().copied().unwrap_or_default(),
@@ -179,8 +179,8 @@ impl Hosts {
         }
     }
 
-    /// Removes a service; the seconds until containerd holds none of its containers.
-    async fn remove(&mut self, name: &str) -> Result<f64, Failure> {
+    /// Removes a service; the seconds until containerd holds none of its so many containers.
+    async fn remove(&mut self, name: &str, replicas: usize) -> Result<f64, Failure> {
         let request = pb::ListServicesRequest::default();
         let services = self
             .control
@@ -196,21 +196,17 @@ impl Hosts {
             annotations.is_some_and(|annotations| annotations.name == name)
         };
         let service = services.iter().find(named).ok_or("no such service")?;
-        let begin = Instant::now();
         let request = pb::RemoveServiceRequest {
             service_id: service.id.clone(),
         };
+        let mut removals = self.plain.removals().await?;
+        let begin = Instant::now();
         self.control.remove_service(request).await?;
-        loop {
-            let mut left = 0;
-            for node in &self.nodes {
-                left += self.plain.list(&node.host.namespace).await?.len();
-            }
-            if left == 0 {
-                return Ok(begin.elapsed().as_secs_f64());
-            }
-            pause(begin, "containers are left").await?;
+        for _ in 0..replicas {
+            let removal = tokio::time::timeout(PATIENCE, removals.message()).await?;
+            removal?.ok_or("containerd has ended")?;
         }
+        Ok(begin.elapsed().as_secs_f64())
     }
 
     fn service(&self, name: &str, replicas: usize) -> pb::CreateServiceRequest {

@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use std::path::Path;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
+use containerd_client::services::v1::events_client::EventsClient;
 use containerd_client::services::v1::snapshots::snapshots_client::SnapshotsClient;
 use containerd_client::services::v1::snapshots::{
     PrepareSnapshotRequest, RemoveSnapshotRequest, StatSnapshotRequest,
@@ -12,12 +13,14 @@ use containerd_client::services::v1::snapshots::{
 use containerd_client::services::v1::tasks_client::TasksClient;
 use containerd_client::services::v1::{
     Container, CreateContainerRequest, CreateTaskRequest, DeleteContainerRequest,
-    DeleteTaskRequest, KillRequest, ListContainersRequest, StartRequest, WaitRequest,
+    DeleteTaskRequest, KillRequest, ListContainersRequest, StartRequest, SubscribeRequest,
+    WaitRequest,
 };
+use containerd_client::types::Envelope;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use prost_types::Any;
 use tonic::transport::Channel;
-use tonic::{Code, Request};
+use tonic::{Code, Request, Streaming};
 
 use super::Failure;
 
@@ -64,6 +67,14 @@ impl Plain {
 
     fn snapshots(&self) -> SnapshotsClient<Channel> {
         SnapshotsClient::new(self.channel.clone())
+    }
+
+    /// Tells of each container that is removed from now on.
+    pub(crate) async fn removals(&self) -> Result<Streaming<Envelope>, Failure> {
+        let filters = vec!["topic==\"/containers/delete\"".to_owned()];
+        let mut events = EventsClient::new(self.channel.clone());
+        let removals = events.subscribe(SubscribeRequest { filters }).await?;
+        Ok(removals.into_inner())
     }
 
     /// The containers of a namespace.
@@ -140,7 +151,8 @@ impl Plain {
             snapshotter: like.container.snapshotter.clone(),
             key: like.id.clone(),
             parent: like.parent.clone(),
-            ..Default::default()
+            // Nothing refers to it yet: containerd must not collect it.
+            labels: HashMap::from([("containerd.io/gc.root".to_owned(), "plain".to_owned())]),
         };
         let request = of(&like.namespace, request)?;
         let root = self.snapshots().prepare(request).await?.into_inner().mounts;
@@ -191,12 +203,8 @@ impl Plain {
             key: like.id.clone(),
         };
         let request = of(&like.namespace, request)?;
-        match self.snapshots().remove(request).await {
-            Ok(_) => Ok(()),
-            // Nothing refers to it any more: containerd may have been faster.
-            Err(status) if status.code() == Code::NotFound => Ok(()),
-            Err(status) => Err(status.into()),
-        }
+        self.snapshots().remove(request).await?;
+        Ok(())
     }
 }
 

@@ -85,6 +85,8 @@ impl From<Failure> for Error {
                     Code::Unavailable
                         | Code::Aborted
                         | Code::DeadlineExceeded
+                        // Left by an earlier try, which is cleared away.
+                        | Code::AlreadyExists
                         | Code::ResourceExhausted
                         | Code::Cancelled
                 ) {

@@ -13,13 +13,14 @@ use tokio::task::JoinSet;
 use super::container::Process;
 use super::healthcheck::Watch;
 use super::label;
-use super::making::Making;
+use super::making::{Made, Making};
 use super::network::PortMap;
 use super::node::Node;
 use super::support::{self, Network};
 use crate::error::Error;
 use crate::executor::{Controller, Exit, Handle, Observed, TaskOrder};
 use crate::health::Monitor;
+use crate::step::brief;
 
 /// Runs one task on containerd.
 #[derive(Debug)]
@@ -27,11 +28,15 @@ pub(super) struct ContainerdController {
     node: Arc<Node>,
     order: TaskOrder,
     /// The container that is being made.
-    making: JoinSet<Result<Option<String>, Error>>,
+    making: JoinSet<Result<Made, Error>>,
     /// The health checks of the running container, since its start.
     watch: Option<Watch>,
     /// How far its preparation is.
     progress: watch::Sender<String>,
+    /// The container as this controller made and started it: nobody need be asked.
+    made: Option<Handle>,
+    /// This controller has stopped it: there is no process.
+    stopped: bool,
 }
 
 impl ContainerdController {
@@ -42,6 +47,8 @@ impl ContainerdController {
             making: JoinSet::new(),
             watch: None,
             progress: watch::Sender::default(),
+            made: None,
+            stopped: false,
         }
     }
 
@@ -105,39 +112,49 @@ impl ContainerdController {
     }
 
     /// Starts the process, unless it has been.
-    async fn begin(&self) -> Result<(), Error> {
-        match self.node.containers.process(self.id()).await? {
-            Process::Created { .. } => {}
-            Process::Running { .. } | Process::Stopped { .. } => return Ok(()),
-            Process::Absent => {
-                return match self.node.exit_recorded(self.id()).await? {
-                    Some(_) => Ok(()),
-                    None => Err(self.gone().await),
-                };
-            }
-        }
+    async fn begin(&mut self) -> Result<(), Error> {
         let ports = support::host_ports(&self.order.task)?;
         if !ports.is_empty() && support::network(&self.order.task, &ports)? == Network::Bridged {
+            if !self.waits().await? {
+                return Ok(());
+            }
             let map = self.node.network.publish(self.id(), &ports).await?;
             let labels = BTreeMap::from([(label::PORTS.to_owned(), map.to_string())]);
             self.node.containers.label(self.id(), labels).await?;
+            if let Some(made) = &mut self.made {
+                made.ports = map.ports(&self.order.task);
+            }
         }
         let Err(failure) = self.node.containers.start(self.id()).await else {
             return Ok(());
         };
-        // Started by an earlier call whose answer was lost?
+        // What this controller made may have changed since.
+        self.made = None;
+        // Started by an earlier call, maybe one whose answer was lost?
+        if !self.waits().await? {
+            return Ok(());
+        }
+        self.node.network.unpublish(self.id()).await?;
+        Err(failure.into())
+    }
+
+    /// True if the process is there and was not started yet; false if it was.
+    async fn waits(&self) -> Result<bool, Error> {
         match self.node.containers.process(self.id()).await? {
-            Process::Running { .. } | Process::Stopped { .. } => Ok(()),
-            Process::Created { .. } | Process::Absent => {
-                self.node.network.unpublish(self.id()).await?;
-                Err(failure.into())
-            }
+            Process::Created { .. } => Ok(true),
+            Process::Running { .. } | Process::Stopped { .. } => Ok(false),
+            Process::Absent => match self.node.exit_recorded(self.id()).await? {
+                Some(_) => Ok(false),
+                None => Err(self.gone().await),
+            },
         }
     }
 
     /// Waits until the container is healthy, if it is checked, or has ended.
     async fn until_healthy(&mut self) -> Result<(), Error> {
-        let Some(check) = self.node.files.of(self.id()).read_health()? else {
+        // It runs already: what can't be read now says nothing against it.
+        let check = self.node.files.of(self.id()).read_health();
+        let Some(check) = check.map_err(passing)? else {
             return Ok(());
         };
         let mut watch = Watch::new(Monitor::starting(check));
@@ -155,10 +172,20 @@ impl ContainerdController {
                 self.watch = Some(watch);
                 Ok(())
             }
+            // How it ended is told by waiting for it.
+            Err(_) if !self.runs().await? => Ok(()),
             Err(reason) => {
                 self.stop_unhealthy(&reason).await?;
                 Err(unhealthy(&reason))
             }
+        }
+    }
+
+    async fn runs(&self) -> Result<bool, Error> {
+        match self.node.containers.process(self.id()).await {
+            Ok(Process::Running { .. }) => Ok(true),
+            Ok(Process::Absent | Process::Created { .. } | Process::Stopped { .. }) => Ok(false),
+            Err(failure) => Err(passing(failure.into())),
         }
     }
 
@@ -175,14 +202,21 @@ impl ContainerdController {
         let found = self.found_unhealthy().await?;
         let reason = match found {
             Some(reason) => reason,
-            None => tokio::select! {
-                biased;
-                ended = self.ended() => {
-                    self.watch = Some(watch);
-                    return ended.map(End::of);
+            None => {
+                let reason = tokio::select! {
+                    biased;
+                    // What follows from its end is not to be given up half-way.
+                    _ = self.node.containers.wait(self.id()) => None,
+                    reason = watch.until_unhealthy(&self.node, self.id()) => Some(reason),
+                };
+                match reason {
+                    Some(reason) if self.runs().await? => reason,
+                    Some(_) | None => {
+                        self.watch = Some(watch);
+                        return self.ended().await.map(End::of);
+                    }
                 }
-                reason = watch.until_unhealthy(&self.node, self.id()) => reason,
-            },
+            }
         };
         self.watch = Some(watch);
         self.stop_unhealthy(&reason).await?;
@@ -198,7 +232,8 @@ impl ContainerdController {
     /// Stops an unhealthy container. That it was is noted first: the exit code of one that stops
     /// when asked would look like a good end.
     async fn stop_unhealthy(&self, reason: &str) -> Result<(), Error> {
-        let labels = BTreeMap::from([(label::UNHEALTHY.to_owned(), reason.to_owned())]);
+        // A label takes some thousand bytes.
+        let labels = BTreeMap::from([(label::UNHEALTHY.to_owned(), brief(reason.to_owned()))]);
         let labelled = self.node.containers.label(self.id(), labels).await;
         labelled.map_err(|failure| passing(failure.into()))?;
         self.node.stop(self.id()).await.map_err(passing)
@@ -248,11 +283,13 @@ fn passing(error: Error) -> Error {
 impl Controller for ContainerdController {
     async fn prepare(&mut self) -> Result<Option<String>, Error> {
         self.settle().await;
-        if self.prepared().await? {
-            return Ok(None);
-        }
-        // Whatever an earlier try left half-made is made anew.
+        (self.made, self.stopped) = (None, false);
+        // A task's files are made first, and removed last.
         if self.node.files.of(self.id()).exist() {
+            if self.prepared().await? {
+                return Ok(None);
+            }
+            // Whatever an earlier try left half-made is made anew.
             self.node.remove(self.id()).await?;
         }
         let making = Making {
@@ -263,13 +300,17 @@ impl Controller for ContainerdController {
         // From here on not given up half-way when this call is: a request that containerd has
         // begun may finish after everything was removed.
         self.making.spawn(async move { making.make(image).await });
-        match self.making.join_next().await {
-            Some(Ok(result)) => result,
-            Some(Err(_)) | None => Err(Error::Temporary(format!(
-                "task {}: making its container was given up",
-                self.id()
-            ))),
-        }
+        let made = match self.making.join_next().await {
+            Some(Ok(result)) => result?,
+            Some(Err(_)) | None => {
+                return Err(Error::Temporary(format!(
+                    "task {}: making its container was given up",
+                    self.id()
+                )));
+            }
+        };
+        self.made = Some(made.handle);
+        Ok(made.notice)
     }
 
     fn progress(&self) -> Option<watch::Receiver<String>> {
@@ -279,6 +320,10 @@ impl Controller for ContainerdController {
     async fn start(&mut self) -> Result<(), Error> {
         self.begin().await?;
         self.until_healthy().await
+    }
+
+    fn started(&self) -> Option<Handle> {
+        self.made.clone()
     }
 
     async fn wait(&mut self) -> Result<Exit, Error> {
@@ -291,12 +336,17 @@ impl Controller for ContainerdController {
 
     async fn shutdown(&mut self) -> Result<(), Error> {
         self.settle().await;
-        self.node.stop(self.id()).await
+        self.node.stop(self.id()).await?;
+        self.stopped = true;
+        Ok(())
     }
 
     async fn remove(&mut self) -> Result<(), Error> {
         self.settle().await;
-        self.node.remove(self.id()).await
+        match self.stopped {
+            true => self.node.remove_rest(self.id()).await,
+            false => self.node.remove(self.id()).await,
+        }
     }
 
     async fn observe(&mut self) -> Result<Observed, Error> {

@@ -9,6 +9,7 @@ use containerd_client::services::v1::{
 };
 use prost_types::Any;
 use serde_json::{Value, json};
+use tokio::sync::Semaphore;
 
 use super::client::{CALL_MAX, Failure, RUNC_MAX, or_absent};
 use super::container::Containers;
@@ -24,16 +25,20 @@ pub(super) struct Exec<'a> {
     /// A name that no other process of the container has.
     pub name: &'a str,
     pub command: &'a [String],
-    /// A file that takes what it writes.
+    /// A pipe that takes what it writes.
     pub output: &'a Path,
     /// It is killed after that.
     pub limit: Duration,
+    /// Held while it is made: starting one is work for runc, as making a container is.
+    pub slots: &'a Semaphore,
 }
 
 /// How it ended.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Ended {
     Exit(u32),
+    /// It could not be started: in runc's words.
+    NotStarted(String),
     /// It was killed for taking longer than its limit.
     Late,
 }
@@ -41,8 +46,9 @@ pub(super) enum Ended {
 impl Containers {
     /// Runs a process in a container, and leaves nothing of it but its output.
     pub(super) async fn exec(&self, exec: &Exec<'_>) -> Result<Ended, Failure> {
+        let slot = exec.slots.acquire().await;
         let process = self.process_like(exec.id, exec.command).await?;
-        let output = format!("file://{}", exec.output.display());
+        let output = exec.output.display().to_string();
         let request = self.client().request(ExecProcessRequest {
             container_id: exec.id.to_owned(),
             exec_id: exec.name.to_owned(),
@@ -60,12 +66,18 @@ impl Containers {
             .call("make process", CALL_MAX, rpc.exec(request))
             .await;
         made?;
-        let ended = self.started(exec).await;
+        let started = self.start_exec(exec).await;
+        drop(slot);
+        let ended = match started {
+            Ok(()) => self.ended(exec).await,
+            Err(Failure::Refused { message, .. }) => Ok(Ended::NotStarted(message)),
+            Err(failure) => Err(failure),
+        };
         self.forget(exec).await;
         ended
     }
 
-    async fn started(&self, exec: &Exec<'_>) -> Result<Ended, Failure> {
+    async fn start_exec(&self, exec: &Exec<'_>) -> Result<(), Failure> {
         let request = self.client().request(StartRequest {
             container_id: exec.id.to_owned(),
             exec_id: exec.name.to_owned(),
@@ -73,7 +85,11 @@ impl Containers {
         let mut rpc = self.tasks();
         self.client()
             .call("start process", RUNC_MAX, rpc.start(request))
-            .await?;
+            .await
+            .map(drop)
+    }
+
+    async fn ended(&self, exec: &Exec<'_>) -> Result<Ended, Failure> {
         match tokio::time::timeout(exec.limit, self.exec_ended(exec)).await {
             Ok(ended) => ended.map(Ended::Exit),
             Err(_) => {

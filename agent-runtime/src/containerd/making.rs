@@ -29,7 +29,7 @@ use super::spec::{self, Input};
 use super::support::{self, Network};
 use super::template::{Templates, task_name};
 use crate::error::Error;
-use crate::executor::TaskOrder;
+use crate::executor::{Handle, TaskOrder};
 use crate::health::Check;
 use crate::output::{self, Target};
 
@@ -37,6 +37,14 @@ use crate::output::{self, Target};
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// What runs command lines where the image names no other.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+
+/// A container that was made.
+#[derive(Debug)]
+pub(super) struct Made {
+    pub handle: Handle,
+    /// What is worth telling the operator.
+    pub notice: Option<String>,
+}
 
 /// Makes the container of one task.
 #[derive(Debug)]
@@ -78,9 +86,9 @@ impl Making {
     }
 
     /// Makes the container; all or nothing.
-    pub(super) async fn make(&self, image: Image) -> Result<Option<String>, Error> {
+    pub(super) async fn make(&self, image: Image) -> Result<Made, Error> {
         match self.container(image).await {
-            Ok(notice) => Ok(notice),
+            Ok(made) => Ok(made),
             Err(error) => {
                 if let Err(left) = self.node.remove(self.id()).await {
                     tracing::warn!(task.id = self.id(), error = %left, "half-made container stays");
@@ -90,7 +98,7 @@ impl Making {
         }
     }
 
-    async fn container(&self, image: Image) -> Result<Option<String>, Error> {
+    async fn container(&self, image: Image) -> Result<Made, Error> {
         let task = &self.order.task;
         let container = support::container(task)?;
         let ports = support::host_ports(task)?;
@@ -135,8 +143,12 @@ impl Making {
         if let Some(address) = address {
             labels.insert(label::ADDRESS.to_owned(), address.to_string());
         }
+        let shared = match network {
+            Network::Host => PortMap::shared(&ports),
+            Network::Bridged | Network::Isolated => PortMap::default(),
+        };
         if network == Network::Host && !ports.is_empty() {
-            labels.insert(label::PORTS.to_owned(), PortMap::shared(&ports).to_string());
+            labels.insert(label::PORTS.to_owned(), shared.to_string());
         }
         let (id, image_name) = (self.id(), &image.name);
         let new = NewContainer {
@@ -151,7 +163,14 @@ impl Making {
         if let Some(address) = address {
             self.node.network.attach(id, pid, address).await?;
         }
-        Ok(image.notice)
+        Ok(Made {
+            handle: Handle {
+                container_id: id.to_owned(),
+                pid,
+                ports: shared.ports(task),
+            },
+            notice: image.notice,
+        })
     }
 
     async fn process(&self, image: &Image, root: Vec<Mount>, stdio: Stdio) -> Result<u32, Error> {
@@ -240,6 +259,14 @@ impl Making {
         ];
         all_mounts.extend(self.node.tool.mounts(names.container, &files.stdin));
         all_mounts.extend(mounts);
+        // What is mounted deeper comes later: a volume on /run must not hide what is below it. Of two
+        // at one place the service's own comes later, and wins.
+        all_mounts.sort_by_key(|mount| {
+            let destination = mount.get("destination").and_then(|at| at.as_str());
+            Path::new(destination.unwrap_or_default())
+                .components()
+                .count()
+        });
         spec::build(&Input {
             task: &self.order.task,
             container: names.container,

@@ -43,6 +43,8 @@ struct State {
     published: BTreeMap<String, PortMap>,
     /// The rules could not be written: the kernel's are older than this.
     stale: bool,
+    /// This process has written rules.
+    written: bool,
 }
 
 /// A container as an earlier swarmd left it.
@@ -180,7 +182,15 @@ impl NodeNetwork {
             Netlink::open()?.dress(&inner, own, network.addr()).await
         })
         .await?;
-        self.write().await
+        let written = {
+            let state = self.lock();
+            state.written && !state.stale
+        };
+        match written {
+            // The rules that hold for all of the bridge are there.
+            true => Ok(()),
+            false => self.write().await,
+        }
     }
 
     /// Publishes the task's ports; a published port of 0 becomes a free one.
@@ -234,6 +244,7 @@ impl NodeNetwork {
     /// Removes bridge and rules.
     pub(super) async fn purge(&self) -> Result<(), Error> {
         let (bridge, table) = (self.bridge(), self.table());
+        self.lock().written = false;
         netns::within(self.netns.clone(), move || async move {
             let netlink = Netlink::open()?;
             // A node that never had a bridge has no rules either, and maybe no nft.
@@ -270,7 +281,10 @@ impl NodeNetwork {
     async fn write(&self) -> Result<(), Error> {
         let _writing = self.writing.lock().await;
         let written = self.write_table().await;
-        self.lock().stale = written.is_err();
+        let mut state = self.lock();
+        state.stale = written.is_err();
+        state.written |= written.is_ok();
+        drop(state);
         written
     }
 

@@ -49,6 +49,8 @@ pub(super) struct Node {
     pub filling: Arc<tokio::sync::Mutex<()>>,
     /// How many containers runc may make at the same time.
     pub making: tokio::sync::Semaphore,
+    /// How many health checks runc may start at the same time.
+    pub checking: tokio::sync::Semaphore,
 }
 
 /// Making a container is processor time for the most part: more at once only makes each one later.
@@ -72,6 +74,7 @@ impl Node {
             client,
             filling: Arc::default(),
             making: tokio::sync::Semaphore::new(making()),
+            checking: tokio::sync::Semaphore::new(making()),
         })
     }
 }
@@ -131,10 +134,10 @@ impl Node {
         self.clear_cgroup(id).await
     }
 
-    /// Records how a process ended and frees what it held: ports, shim, cgroup.
+    /// Records how a process ended by itself and frees what it held: ports, shim, cgroup.
     pub(super) async fn conclude(&self, id: &str, code: u32) -> Result<Exit, Error> {
         self.withdraw(id).await;
-        let oom = code == KILLED && cgroup::oom_kills(self.client.namespace(), id) > 0;
+        let oom = self.oom(id, code);
         self.containers.label(id, label::of_exit(code, oom)).await?;
         self.containers.delete_process(id).await?;
         let exit = self.exit_recorded(id).await?;
@@ -145,12 +148,30 @@ impl Node {
         }))
     }
 
+    /// True if the kernel killed it for memory.
+    fn oom(&self, id: &str, code: u32) -> bool {
+        code == KILLED && cgroup::oom_kills(self.client.namespace(), id) > 0
+    }
+
+    /// As [`Node::conclude`], of one that was asked to end: nothing goes wrong where its exit is
+    /// lost, so it is recorded while the process is taken away.
+    async fn finish(&self, id: &str, code: u32) -> Result<(), Error> {
+        let exit = label::of_exit(code, self.oom(id, code));
+        let (recorded, deleted) = futures::join!(
+            self.containers.label(id, exit),
+            self.containers.delete_process(id)
+        );
+        recorded?;
+        Ok(deleted?)
+    }
+
     /// Stops the container of a task as its labels say, killing it after the grace period.
     pub(super) async fn stop(&self, id: &str) -> Result<(), Error> {
-        let Some(container) = self.containers.get(id).await? else {
+        let asked = futures::join!(self.containers.get(id), self.containers.process(id));
+        let Some(container) = asked.0? else {
             return self.free(id).await;
         };
-        match self.containers.process(id).await? {
+        match asked.1? {
             Process::Absent => return self.free(id).await,
             Process::Stopped { code } => return self.conclude(id, code).await.map(drop),
             // It never ran, so there is nobody to ask.
@@ -172,17 +193,23 @@ impl Node {
                     number(label::STOP_GRACE_MS).map_or(default.grace, Duration::from_millis);
                 self.containers.kill(id, signal, Target::Init).await?;
                 if let Some(code) = self.ended_within(id, grace).await? {
-                    return self.conclude(id, code).await.map(drop);
+                    return self.finish(id, code).await;
                 }
             }
         }
+        let code = self.kill(id).await?;
+        self.finish(id, code).await
+    }
+
+    /// Kills what runs in a container, and waits for its end.
+    async fn kill(&self, id: &str) -> Result<u32, Error> {
         self.containers.kill(id, SIGKILL, Target::All).await?;
-        match self.ended_within(id, KILL_MAX).await? {
-            Some(code) => self.conclude(id, code).await.map(drop),
-            None => Err(Error::Temporary(format!(
+        let ended = self.ended_within(id, KILL_MAX).await?;
+        ended.ok_or_else(|| {
+            Error::Temporary(format!(
                 "task {id}: its container does not end {KILL_MAX:?} after it was killed"
-            ))),
-        }
+            ))
+        })
     }
 
     async fn ended_within(&self, id: &str, limit: Duration) -> Result<Option<u32>, Error> {
@@ -197,25 +224,31 @@ impl Node {
 
     /// Removes everything there is of a task. What runs is killed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
-        self.network.unpublish(id).await?;
         match self.containers.process(id).await? {
             Process::Absent => {}
             Process::Stopped { .. } => self.containers.delete_process(id).await?,
             Process::Created { .. } | Process::Running { .. } => {
-                self.containers.kill(id, SIGKILL, Target::All).await?;
-                if self.ended_within(id, KILL_MAX).await?.is_none() {
-                    return Err(Error::Temporary(format!(
-                        "task {id}: its container does not end {KILL_MAX:?} after it was killed"
-                    )));
-                }
+                self.kill(id).await?;
                 self.containers.delete_process(id).await?;
             }
         }
+        self.remove_rest(id).await
+    }
+
+    /// Removes everything there is of a task whose process is gone.
+    pub(super) async fn remove_rest(&self, id: &str) -> Result<(), Error> {
+        self.network.unpublish(id).await?;
         self.clear_cgroup(id).await?;
-        self.containers.delete(id).await?;
-        self.snapshots.remove_root(id).await?;
+        let (record, root) =
+            futures::join!(self.containers.delete(id), self.snapshots.remove_root(id));
+        record?;
+        root?;
         self.network.release(id);
-        self.files.of(id).remove()
+        let files = self.files.of(id);
+        // Volumes of its own may hold much. Last: they say that there may be more of it.
+        let removed = tokio::task::spawn_blocking(move || files.remove()).await;
+        removed
+            .map_err(|_| Error::Temporary(format!("task {id}: removing its files was given up")))?
     }
 
     /// Ends what runs in a task's cgroup without containerd knowing of it, and removes the cgroup.

@@ -325,7 +325,10 @@ mod tests {
         files.file = good;
         files.end(TIME);
         files.end(TIME);
-        let logs: Vec<_> = read(&path).iter().map(|entry| entry["log"].clone()).collect();
+        let logs: Vec<_> = read(&path)
+            .iter()
+            .map(|entry| entry["log"].clone())
+            .collect();
         assert_eq!(logs, ["1 lines before this one could not be written\n"]);
     }
 
@@ -345,7 +348,10 @@ mod tests {
         std::fs::remove_file(&path).unwrap();
         write(5, 9);
         // What was in the file is gone; what follows is written, within the limit.
-        assert_eq!(std::fs::read(dir.path().join("x-json.log.2")).unwrap(), older);
+        assert_eq!(
+            std::fs::read(dir.path().join("x-json.log.2")).unwrap(),
+            older
+        );
         assert_eq!(read(&path).last().unwrap()["log"], "line 8\n");
         assert!(std::fs::metadata(&path).unwrap().len() <= 300);
     }

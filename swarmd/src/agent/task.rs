@@ -273,6 +273,9 @@ impl Driver {
         let Some(controller) = &mut self.controller else {
             return;
         };
+        if let Some(handle) = controller.started() {
+            return self.note(handle);
+        }
         match controller.observe().await {
             Ok(Observed::Created(handle) | Observed::Running(handle))
             | Ok(Observed::Exited(handle, _)) => self.note(handle),
