@@ -44,6 +44,11 @@ pub trait Executor: Send + Sync + std::fmt::Debug + 'static {
     /// What this host has: platform, resources, engine and plugins. The agent adds host name and TLS facts.
     async fn describe(&self) -> Result<pb::NodeDescription, Error>;
 
+    /// What the running tasks take of this host now; nothing where that can't be told.
+    async fn usage(&self) -> Vec<pb::TaskUsage> {
+        Vec::new()
+    }
+
     /// A controller for the task, whether it is new or was left running by an earlier swarmd.
     async fn controller(&self, order: TaskOrder) -> Result<Box<dyn Controller>, Error>;
 

@@ -1,5 +1,7 @@
 //! What this host is: platform in Go's words, CPUs and memory.
 
+use std::path::Path;
+
 use swarm_proto::pb;
 
 /// Operating system and architecture of this host, in Go's words.
@@ -37,6 +39,20 @@ pub fn resources() -> pb::Resources {
             .saturating_mul(1_000_000_000),
         memory_bytes: memory,
         generic: Vec::new(),
+    }
+}
+
+/// The machine: kernel, what it can, and the file system that holds `state`.
+pub(crate) fn description(state: &Path, kernel_features: Vec<String>) -> pb::HostDescription {
+    let system = nix::sys::utsname::uname();
+    let release = system.map(|system| system.release().to_string_lossy().into_owned());
+    let disk = nix::sys::statvfs::statvfs(state);
+    let bytes =
+        |disk: nix::sys::statvfs::Statvfs| disk.blocks().saturating_mul(disk.fragment_size());
+    pb::HostDescription {
+        kernel_version: release.unwrap_or_default(),
+        disk_bytes: disk.map_or(0, bytes),
+        kernel_features,
     }
 }
 

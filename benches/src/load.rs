@@ -114,6 +114,7 @@ async fn beat(mut client: Client, session_id: String) -> Result<(), Failure> {
     loop {
         let request = pb::HeartbeatRequest {
             session_id: session_id.clone(),
+            ..Default::default()
         };
         let answer = client.heartbeat(request).await?.into_inner();
         let seconds = answer.period.map_or(5, |period| period.seconds.max(1));

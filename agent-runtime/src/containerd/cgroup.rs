@@ -1,5 +1,6 @@
 //! The cgroup of a task: where it is, and whether the kernel killed in it for memory.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 const ROOT: &str = "/sys/fs/cgroup";
@@ -69,6 +70,75 @@ fn counter(text: &str, name: &str) -> Option<u64> {
             .parse()
             .ok()
     })
+}
+
+/// What a cgroup takes now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Taken {
+    /// Processor time, in nanoseconds.
+    pub cpu_ns: u64,
+    /// Bytes, without what the kernel would give up for others.
+    pub memory: u64,
+    /// Processes and threads.
+    pub pids: u64,
+}
+
+/// What the tasks of a containerd namespace take, by task id.
+pub(super) fn taken(namespace: &str) -> BTreeMap<String, Taken> {
+    let root = Path::new(ROOT);
+    let version = if only_v2() { Version::V2 } else { Version::V1 };
+    taken_below(root, version, &parent(namespace))
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Version {
+    V1,
+    V2,
+}
+
+fn taken_below(root: &Path, version: Version, parent: &str) -> BTreeMap<String, Taken> {
+    let below = |controller: &str| match version {
+        Version::V1 => root.join(controller).join(parent.trim_start_matches('/')),
+        Version::V2 => root.join(parent.trim_start_matches('/')),
+    };
+    let tasks = std::fs::read_dir(below("pids")).into_iter().flatten();
+    let tasks = tasks.flatten().filter(|entry| entry.path().is_dir());
+    let mut taken = BTreeMap::new();
+    for task in tasks.filter_map(|entry| entry.file_name().into_string().ok()) {
+        let text = |controller: &str, file: &str| {
+            let path = below(controller).join(&task).join(file);
+            std::fs::read_to_string(path).unwrap_or_default()
+        };
+        let number = |text: String| text.trim().parse::<u64>().unwrap_or(0);
+        let (cpu_ns, used, droppable) = match version {
+            Version::V1 => (
+                number(text("cpuacct", "cpuacct.usage")),
+                number(text("memory", "memory.usage_in_bytes")),
+                counter(&text("memory", "memory.stat"), "total_inactive_file"),
+            ),
+            Version::V2 => (
+                counter(&text("", "cpu.stat"), "usage_usec")
+                    .unwrap_or(0)
+                    .saturating_mul(1000),
+                number(text("", "memory.current")),
+                counter(&text("", "memory.stat"), "inactive_file"),
+            ),
+        };
+        let pids = number(text("pids", "pids.current"));
+        // Its processes have ended, or it has gone meanwhile.
+        if pids > 0 {
+            let memory = used.saturating_sub(droppable.unwrap_or(0));
+            taken.insert(
+                task,
+                Taken {
+                    cpu_ns,
+                    memory,
+                    pids,
+                },
+            );
+        }
+    }
+    taken
 }
 
 /// What is left of a task's cgroup.
@@ -145,5 +215,46 @@ mod tests {
             Some(1)
         );
         assert_eq!(counter("oom 3\n", "oom_kill"), None);
+    }
+
+    #[test]
+    fn both_versions_say_what_is_taken() {
+        let expected = Taken {
+            cpu_ns: 5_000,
+            memory: 60,
+            pids: 2,
+        };
+        let v1: &[(&str, &str)] = &[
+            ("cpuacct/swarm/n/t1/cpuacct.usage", "5000\n"),
+            ("memory/swarm/n/t1/memory.usage_in_bytes", "100\n"),
+            (
+                "memory/swarm/n/t1/memory.stat",
+                "inactive_file 7\ntotal_inactive_file 40\n",
+            ),
+            ("pids/swarm/n/t1/pids.current", "2\n"),
+            ("pids/swarm/n/ended/pids.current", "0\n"),
+        ];
+        let v2: &[(&str, &str)] = &[
+            ("swarm/n/t1/cpu.stat", "usage_usec 5\nuser_usec 1\n"),
+            ("swarm/n/t1/memory.current", "100\n"),
+            ("swarm/n/t1/memory.stat", "anon 60\ninactive_file 40\n"),
+            ("swarm/n/t1/pids.current", "2\n"),
+            ("swarm/n/pids.max", "max\n"),
+        ];
+        for (version, files) in [(Version::V1, v1), (Version::V2, v2)] {
+            let root = tempfile::tempdir().unwrap();
+            for (name, text) in files {
+                let path = root.path().join(name);
+                std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+                std::fs::write(path, text).unwrap();
+            }
+            let taken = taken_below(root.path(), version, "/swarm/n");
+            assert_eq!(
+                taken,
+                BTreeMap::from([("t1".to_owned(), expected)]),
+                "{version:?}"
+            );
+            assert!(taken_below(root.path(), version, "/swarm/other").is_empty());
+        }
     }
 }

@@ -106,18 +106,7 @@ impl Making {
         let files = self.node.files.of(self.id());
         self.node.tool.ready().await?;
         files.create()?;
-        let root = self
-            .node
-            .snapshots
-            .prepare_root(self.id(), &image.chain)
-            .await?;
-        let root = root.ok_or_else(|| {
-            self.node.images.forget(&image);
-            Error::Temporary(format!(
-                "image {}: its layers are gone, they are put in again",
-                image.name
-            ))
-        })?;
+        let root = self.root(&image).await?;
         let run = &image.config.config;
         let address = match network {
             Network::Bridged => Some(self.node.network.reserve(self.id()).await?),
@@ -170,6 +159,19 @@ impl Making {
                 ports: shared.ports(task),
             },
             notice: image.notice,
+        })
+    }
+
+    /// The container's root file system, to be mounted.
+    async fn root(&self, image: &Image) -> Result<Vec<Mount>, Error> {
+        let snapshots = &self.node.snapshots;
+        let root = snapshots.prepare_root(self.id(), &image.chain).await?;
+        root.ok_or_else(|| {
+            self.node.images.forget(image);
+            Error::Temporary(format!(
+                "image {}: its layers are gone, they are put in again",
+                image.name
+            ))
         })
     }
 

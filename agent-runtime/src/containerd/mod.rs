@@ -23,7 +23,8 @@
 //! | `exec` `healthcheck` | further processes in a container, and those that tell how it is |
 //! | `making` | from the task to a created container |
 //! | `controller` | the [`Controller`] over all of it |
-//! | `requirements` | what all this needs of the host |
+//! | `usage` | what the tasks take of this host |
+//! | `requirements` `features` | what all this needs of the host, and what more its kernel can |
 
 mod account;
 pub(crate) mod archive;
@@ -35,6 +36,7 @@ mod content;
 mod controller;
 mod device;
 mod exec;
+mod features;
 mod fetch;
 mod files;
 mod healthcheck;
@@ -59,6 +61,7 @@ mod spec;
 mod support;
 mod template;
 mod tool;
+mod usage;
 
 use std::collections::BTreeSet;
 use std::path::PathBuf;
@@ -71,6 +74,7 @@ use futures::stream::{StreamExt as _, TryStreamExt as _};
 use swarm_proto::pb;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
+use tokio::time::Instant;
 
 pub use requirements::requirements;
 
@@ -78,6 +82,7 @@ use client::{CALL_MAX, Client, or_absent};
 use controller::ContainerdController;
 use local::LocalImages;
 use node::Node;
+use usage::Rates;
 
 use crate::error::Error;
 use crate::executor::{Controller, Executor, TaskOrder};
@@ -152,6 +157,8 @@ pub struct ContainerdExecutor {
     returns: client::Returns,
     /// How many returns of containerd were told to the agent.
     told: Mutex<u64>,
+    /// The last look at what tasks take, and when that was.
+    rates: Arc<Mutex<(Rates, Option<Instant>)>>,
     /// Watches the connection, and collects images; ends with this.
     _monitor: JoinSet<()>,
 }
@@ -190,6 +197,7 @@ impl ContainerdExecutor {
             config,
             returns,
             told: Mutex::new(0),
+            rates: Arc::default(),
             _monitor: monitor,
         }))
     }
@@ -244,8 +252,25 @@ impl Executor for ContainerdExecutor {
                 labels: self.config.engine_labels.clone(),
                 plugins: crate::plugins::builtin(),
             }),
+            host: Some(crate::host::description(
+                &self.config.state_dir,
+                features::kernel(),
+            )),
             ..Default::default()
         })
+    }
+
+    async fn usage(&self) -> Vec<pb::TaskUsage> {
+        let (namespace, rates) = (self.config.namespace.clone(), Arc::clone(&self.rates));
+        let look = move || {
+            let taken = cgroup::taken(&namespace);
+            let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
+            let now = Instant::now();
+            let since = rates.1.replace(now).map(|last| now.duration_since(last));
+            rates.0.look(taken, since)
+        };
+        // Some files a task: no work for a thread that serves others too.
+        tokio::task::spawn_blocking(look).await.unwrap_or_default()
     }
 
     async fn controller(&self, order: TaskOrder) -> Result<Box<dyn Controller>, Error> {

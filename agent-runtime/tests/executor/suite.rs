@@ -111,6 +111,13 @@ async fn describes(subject: &dyn Subject) {
     assert!(resources.nano_cpus > 0 && resources.memory_bytes > 0);
     assert_eq!(description.platform.unwrap().os, "linux");
     assert!(!description.engine.unwrap().engine_version.is_empty());
+    if let Some(host) = description.host {
+        assert!(host.disk_bytes > 0 && !host.kernel_version.is_empty());
+        assert!(
+            host.kernel_features.contains(&"seccomp".to_owned()),
+            "{host:?}"
+        );
+    }
 }
 
 async fn a_life(subject: &dyn Subject) {
@@ -146,7 +153,16 @@ async fn stops_gracefully(subject: &dyn Subject) {
         Observed::Running(_)
     ));
     subject.await_handlers("stop");
+    if executor.name() == "containerd" {
+        let usage = executor.usage().await;
+        let [usage] = usage.as_slice() else {
+            panic!("{usage:?}")
+        };
+        assert_eq!((usage.task_id.as_str(), usage.pids), ("stop", 1));
+        assert!(usage.memory_bytes > 0 && usage.cpu_ns > 0, "{usage:?}");
+    }
     task.shutdown().await.unwrap();
+    assert!(executor.usage().await.is_empty());
     assert_eq!(task.wait().await.unwrap().code, 0);
     task.remove().await.unwrap();
 }

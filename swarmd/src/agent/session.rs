@@ -28,6 +28,8 @@ use crate::clock::{Clock, Elapsed};
 
 /// Time for a request that is answered from memory (SwarmKit's).
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+/// Time for a look at what tasks take: a beat must not wait for it.
+const USAGE_LIMIT: Duration = Duration::from_secs(1);
 /// Time for registering, which waits for a write of the managers.
 const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 /// Period of beats until the manager says one (SwarmKit's).
@@ -195,7 +197,13 @@ impl Session {
         self.link.send_replace(Some(link));
         self.statuses.resend_all();
 
-        let beat = beat(client.clone(), session.clone(), self.clock.clone());
+        let executor = Arc::clone(&self.executor);
+        let beat = beat(
+            client.clone(),
+            session.clone(),
+            executor,
+            self.clock.clone(),
+        );
         let assignments = assignments(client, session, self.worker.clone(), self.clock.clone());
         let (heard, mut hears) = mpsc::channel(1);
         let listen = listen(stream, heard);
@@ -290,11 +298,20 @@ async fn register(
 
 type Never = Result<std::convert::Infallible, End>;
 
-/// Beats at once, then at the period the manager names.
-async fn beat(mut client: Client, session: String, clock: Clock) -> Never {
+/// Beats at once, then at the period the manager names; says what the tasks take.
+async fn beat(
+    mut client: Client,
+    session: String,
+    executor: Arc<dyn Executor>,
+    clock: Clock,
+) -> Never {
     loop {
         let request = pb::HeartbeatRequest {
             session_id: session.clone(),
+            usage: clock
+                .timeout(USAGE_LIMIT, executor.usage())
+                .await
+                .unwrap_or_default(),
         };
         let answer = clock.timeout(REQUEST_LIMIT, client.heartbeat(request));
         let period = answer.await??.into_inner().period;

@@ -186,6 +186,7 @@ impl Manager {
     pub(crate) fn control_api(&self) -> ControlApi {
         ControlApi::new(self.store.clone(), self.clock.clone(), self.managers())
             .resolving(Arc::clone(&self.resolver))
+            .measuring(Arc::new(self.dispatcher.clone()))
     }
 
     pub(crate) fn membership_server(&self) -> MembershipServer {

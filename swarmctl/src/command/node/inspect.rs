@@ -112,6 +112,16 @@ fn details(node: &pb::Node) -> Details {
             }
         });
     }
+    if let Some(host) = &description.host {
+        details.section("Host", |details| {
+            details.put("Kernel", host.kernel_version.as_str());
+            details.put("Kernel features", host.kernel_features.join(", "));
+            if host.disk_bytes > 0 {
+                let bytes = i64::try_from(host.disk_bytes).unwrap_or(i64::MAX);
+                details.put("Disk", amount::bytes(bytes));
+            }
+        });
+    }
     if let Some(engine) = &description.engine {
         engine_details(&mut details, engine);
     }

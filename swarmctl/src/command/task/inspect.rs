@@ -1,8 +1,8 @@
 //! `swarmctl task inspect`.
 
-use swarm_proto::pb;
 use swarm_proto::pb::list_tasks_request::Filters as WireFilters;
 use swarm_proto::pb::task_status::RuntimeStatus;
+use swarm_proto::{amount, pb};
 
 use super::super::service::spec_details;
 use super::super::session::{Failures, Session};
@@ -31,7 +31,7 @@ pub(super) async fn run(
     let mut failures = Failures::default();
     let mut tasks = Vec::new();
     for name in &flags.tasks {
-        tasks.extend(failures.note(resolve::task(&mut session.client, name).await));
+        tasks.extend(failures.note(task(session, name).await));
     }
     let value = |task: &pb::Task| json::value("docker.swarmkit.v1.Task", task);
     if !session.print_values(format, tasks.iter().map(value))? {
@@ -43,6 +43,13 @@ pub(super) async fn run(
         }
     }
     failures.end()
+}
+
+/// As found by its name, with what only its own answer says.
+async fn task(session: &mut Session<'_>, name: &str) -> Result<pb::Task, Error> {
+    let found = resolve::task(&mut session.client, name).await?;
+    let whole = session.client.get_task(&found.id).await?;
+    Ok(whole.unwrap_or(found))
 }
 
 async fn details(session: &mut Session<'_>, task: &pb::Task, no_trunc: bool) -> Result<(), Error> {
@@ -71,6 +78,10 @@ async fn details(session: &mut Session<'_>, task: &pb::Task, no_trunc: bool) -> 
             }
         }
     });
+    if let Some(usage) = &task.usage {
+        let ago = time::ago(session.now(), usage.heard_at.as_ref());
+        details.section("Usage", |details| usage_details(details, usage, &ago));
+    }
     let ports = status
         .port_status
         .as_ref()
@@ -83,6 +94,23 @@ async fn details(session: &mut Session<'_>, task: &pb::Task, no_trunc: bool) -> 
     }
     session.print(&details.lines())?;
     parents(session, task, (&nodes, no_trunc)).await
+}
+
+fn usage_details(details: &mut Details, usage: &pb::TaskUsage, ago: &str) {
+    let signed = |number: u64| i64::try_from(number).unwrap_or(i64::MAX);
+    // Finer than a thousandth is noise.
+    let cpus = usage.nano_cpus / 1_000_000 * 1_000_000;
+    details.put("CPUs", amount::cpus(signed(cpus)));
+    details.put(
+        "CPU time",
+        format!(
+            "{}s",
+            amount::cpus(signed(usage.cpu_ns / 1_000_000 * 1_000_000))
+        ),
+    );
+    details.put("Memory", amount::bytes(signed(usage.memory_bytes)));
+    details.put("Processes", usage.pids.to_string());
+    details.put("Measured", ago);
 }
 
 async fn parents(

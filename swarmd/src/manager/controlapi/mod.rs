@@ -19,11 +19,12 @@ pub(crate) mod watchapi;
 
 use std::sync::Arc;
 
-use swarm_proto::id::NodeId;
+use swarm_proto::id::{NodeId, TaskId};
 use swarm_proto::pb;
 use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
+use crate::manager::dispatcher::Dispatcher;
 use crate::manager::store::{Change, Rejected};
 use crate::manager::writer::Store;
 
@@ -42,6 +43,18 @@ pub trait Managers: Send + Sync + std::fmt::Debug {
     fn may_go(&self, node: NodeId) -> Result<(), String>;
 }
 
+/// What tasks take of their nodes.
+pub trait Usages: Send + Sync + std::fmt::Debug {
+    /// As the node said last; none where that is not known.
+    fn of(&self, node: NodeId, task: TaskId) -> Option<pb::TaskUsage>;
+}
+
+impl Usages for Dispatcher {
+    fn of(&self, node: NodeId, task: TaskId) -> Option<pb::TaskUsage> {
+        self.usage(node, task)
+    }
+}
+
 /// Serves `Control`, `Watch` and the manager's half of `Operator`.
 #[derive(Debug, Clone)]
 pub struct ControlApi {
@@ -52,6 +65,7 @@ pub struct ControlApi {
     watches: TaskTracker,
     /// Asks registries; none leaves images as they are named.
     resolver: Option<Arc<dyn ImageResolver>>,
+    usages: Option<Arc<dyn Usages>>,
 }
 
 impl ControlApi {
@@ -63,6 +77,7 @@ impl ControlApi {
             managers,
             watches: TaskTracker::new(),
             resolver: None,
+            usages: None,
         }
     }
 
@@ -71,6 +86,15 @@ impl ControlApi {
     pub fn resolving(self, resolver: Arc<dyn ImageResolver>) -> Self {
         Self {
             resolver: Some(resolver),
+            ..self
+        }
+    }
+
+    /// The same, saying what tasks take.
+    #[must_use]
+    pub fn measuring(self, usages: Arc<dyn Usages>) -> Self {
+        Self {
+            usages: Some(usages),
             ..self
         }
     }

@@ -17,8 +17,15 @@ impl ControlApi {
         let id = parse(text)?;
         let state = self.store.read().await?;
         let task = state.tasks.get(&id).ok_or_else(|| not_found(id))?;
+        let usage = task
+            .node
+            .zip(self.usages.as_ref())
+            .and_then(|(node, usages)| usages.of(node, id));
         Ok(pb::GetTaskResponse {
-            task: Some(convert::task_to_wire(&state, task)),
+            task: Some(pb::Task {
+                usage,
+                ..convert::task_to_wire(&state, task)
+            }),
         })
     }
 

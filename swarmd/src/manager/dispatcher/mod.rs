@@ -25,10 +25,12 @@ pub mod status;
 mod stream;
 #[cfg(test)]
 mod tests;
+mod usage;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use swarm_proto::id::{NodeId, TaskId};
 use swarm_proto::pb;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -123,6 +125,13 @@ impl Dispatcher {
         drop(serving);
         tasks.shutdown().await;
         tracing::info!("dispatcher stopped");
+    }
+
+    /// What a task takes of its node, as that said with its last heartbeat; none where this manager
+    /// does not lead.
+    #[must_use]
+    pub fn usage(&self, node: NodeId, task: TaskId) -> Option<pb::TaskUsage> {
+        self.term().ok()?.sessions().usage(node, task)
     }
 
     fn term(&self) -> Result<Arc<Term>, tonic::Status> {

@@ -12,6 +12,7 @@ use tonic::{Request, Response, Status};
 
 use super::sessions::Session;
 use super::stream::{self, Messages, Parts};
+use super::usage::Usage;
 use super::{Dispatcher, Term, heartbeat, status};
 use crate::manager::authorize::Caller;
 use crate::manager::controlapi::error::Error;
@@ -143,14 +144,18 @@ impl Rpc for Dispatcher {
     ) -> Result<Response<pb::HeartbeatResponse>, Status> {
         let term = self.term()?;
         let node = caller(&request)?;
-        let id = request.into_inner().session_id;
-        let period = heartbeat::period(&term.store.view());
+        let request = request.into_inner();
+        let id = request.session_id;
+        let state = term.store.view();
+        let period = heartbeat::period(&state);
+        let usage = Usage::of(&state, node, request.usage, term.clock.now());
         {
             let mut sessions = term.sessions();
             let known = sessions.check(node, &id).map(|_| ());
             known.map_err(|e| Status::invalid_argument(e.to_string()))?;
             let now = term.clock.monotonic();
             sessions.expiry.beat(node, now, period, Patience::Session);
+            sessions.note_usage(node, usage);
         }
         // The upper half of the number is as random as any.
         let random = u32::try_from(random_id() >> 96).unwrap_or(u32::MAX / 2);

@@ -5,10 +5,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use swarm_proto::id::NodeId;
+use swarm_proto::id::{NodeId, TaskId};
+use swarm_proto::pb;
 use tokio_util::sync::CancellationToken;
 
 use super::heartbeat::{Expiry, Patience};
+use super::usage::Usage;
 use crate::clock::Monotonic;
 
 /// Registrations a node may make within [`RATE_WINDOW`] (SwarmKit's).
@@ -52,10 +54,22 @@ pub(super) struct Sessions {
     by_node: BTreeMap<NodeId, Session>,
     attempts: BTreeMap<NodeId, (Monotonic, u32)>,
     leaving: BTreeMap<NodeId, Monotonic>,
+    usage: BTreeMap<NodeId, Usage>,
     pub(super) expiry: Expiry,
 }
 
 impl Sessions {
+    /// What the tasks of a node with a session take, as it said last.
+    pub(super) fn note_usage(&mut self, node: NodeId, usage: Usage) {
+        self.usage.insert(node, usage);
+    }
+
+    /// What a task takes.
+    pub(super) fn usage(&self, node: NodeId, task: TaskId) -> Option<pb::TaskUsage> {
+        self.by_node.get(&node)?;
+        self.usage.get(&node)?.of_task(task)
+    }
+
     /// The node is about to leave.
     pub(super) fn leave(&mut self, node: NodeId, now: Monotonic) {
         self.leaving
@@ -100,6 +114,7 @@ impl Sessions {
         {
             old.closed.cancel();
             self.expiry.forget(node);
+            self.usage.remove(&node);
         }
     }
 

@@ -329,10 +329,16 @@ async fn a_session_makes_a_node_ready_and_hears_of_changes() {
     assert_ne!(first, second);
     let ended = stream.message().await.unwrap_err();
     assert_eq!(ended.code(), Code::Aborted);
-    let old = pb::HeartbeatRequest { session_id: first };
+    let old = pb::HeartbeatRequest {
+        session_id: first,
+        ..Default::default()
+    };
     let refused = bed.client(N1).heartbeat(old).await.unwrap_err();
     assert_eq!(refused.code(), Code::InvalidArgument);
-    let new = pb::HeartbeatRequest { session_id: second };
+    let new = pb::HeartbeatRequest {
+        session_id: second,
+        ..Default::default()
+    };
     let period = bed.client(N1).heartbeat(new).await.unwrap().into_inner();
     let period = period.period.unwrap();
     assert!((4..=5).contains(&period.seconds), "{period:?}");
@@ -532,6 +538,7 @@ async fn a_silent_node_is_down_and_its_session_over() {
         bed.hand.advance(Duration::from_millis(4900));
         let beat = pb::HeartbeatRequest {
             session_id: beating.clone(),
+            ..Default::default()
         };
         bed.client(N2).heartbeat(beat).await.unwrap();
     }
@@ -576,6 +583,7 @@ async fn a_new_leader_expects_the_nodes_of_the_old_one() {
     bed.hand.advance(Duration::from_secs(14));
     let beat = pb::HeartbeatRequest {
         session_id: session,
+        ..Default::default()
     };
     bed.client(N1).heartbeat(beat).await.unwrap();
     assert_eq!(
@@ -614,4 +622,49 @@ async fn older_agents_get_whole_lists() {
     assert_eq!(stream.message().await.unwrap().unwrap().tasks.len(), 2);
     bed.create_tasks(12..13, N1).await;
     assert_eq!(stream.message().await.unwrap().unwrap().tasks.len(), 3);
+}
+
+#[tokio::test]
+async fn a_node_says_what_its_own_tasks_take() {
+    let bed = Bed::new().await;
+    for id in [N1, N2] {
+        bed.add_node(id).await;
+    }
+    bed.create_tasks(10..12, N1).await;
+    bed.create_tasks(20..21, N2).await;
+    let (session, stream) = bed.session(N1).await;
+    let of = |task: u128, memory_bytes: u64| pb::TaskUsage {
+        task_id: TaskId::from_raw(task).to_string(),
+        memory_bytes,
+        ..Default::default()
+    };
+    let nonsense = pb::TaskUsage::default();
+    let beat = |usage: Vec<pb::TaskUsage>| pb::HeartbeatRequest {
+        session_id: session.clone(),
+        usage,
+    };
+    let memory = |node: NodeId, task: u128| {
+        let usage = bed.dispatcher.usage(node, TaskId::from_raw(task));
+        usage.map(|usage| (usage.memory_bytes, usage.heard_at.is_some()))
+    };
+    // Of others it may not speak.
+    let said = vec![of(11, 7), of(10, 5), of(20, 9), nonsense];
+    bed.client(N1).heartbeat(beat(said)).await.unwrap();
+    assert_eq!(memory(N1, 10), Some((5, true)));
+    assert_eq!(memory(N1, 11), Some((7, true)));
+    assert_eq!((memory(N1, 20), memory(N2, 20)), (None, None));
+    // One that has ended takes nothing.
+    bed.client(N1)
+        .heartbeat(beat(vec![of(11, 8)]))
+        .await
+        .unwrap();
+    assert_eq!((memory(N1, 10), memory(N1, 11)), (None, Some((8, true))));
+    // What a silent node said is old.
+    drop(stream);
+    bed.hand.advance(Duration::from_secs(60));
+    bed.until("N1 is down", |state| {
+        state.nodes[&N1].status.state == pb::node_status::State::Down
+    })
+    .await;
+    assert_eq!(memory(N1, 11), None);
 }
