@@ -18,4 +18,5 @@ mod e2e {
     mod refusals;
     mod state;
     mod tasks;
+    mod usage;
 }

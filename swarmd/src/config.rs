@@ -104,8 +104,6 @@ struct Unserved {
     external_ca: Vec<String>,
     #[arg(long, hide = true, value_name = "ADDR")]
     listen_debug: Option<String>,
-    #[arg(long, hide = true, value_name = "ADDR")]
-    listen_metrics: Option<String>,
 }
 
 impl Unserved {
@@ -126,11 +124,6 @@ impl Unserved {
                 self.listen_debug.is_some(),
                 "listen-debug",
                 "there is no debug server",
-            ),
-            (
-                self.listen_metrics.is_some(),
-                "listen-metrics",
-                "there is no metrics server",
             ),
         ];
         let given = given.into_iter().filter(|(given, ..)| *given);
@@ -251,6 +244,9 @@ struct Settings {
         global = true
     )]
     listen_control_api: Option<String>,
+    /// Address that metrics are served on, for Prometheus, at /metrics [default: none]
+    #[arg(long, env = "SWARMD_LISTEN_METRICS", value_name = "ADDR")]
+    listen_metrics: Option<String>,
     /// Generic resources of this node: fpga=2,gpu=UUID1,gpu=UUID2
     #[arg(long, env = "SWARMD_GENERIC_NODE_RESOURCES", value_name = "LIST")]
     generic_node_resources: Option<String>,
@@ -307,6 +303,8 @@ pub struct Config {
     pub listen_remote_api: SocketAddr,
     /// Where the control socket is.
     pub listen_control_api: PathBuf,
+    /// Where metrics are served, if they are.
+    pub listen_metrics: Option<SocketAddr>,
     /// Generic resources to report.
     pub generic_resources: std::collections::BTreeMap<String, swarm_proto::resources::Generic>,
     /// Labels to report.
@@ -415,6 +413,7 @@ impl Settings {
             advertise_remote_api: self.advertise_remote_api.or(other.advertise_remote_api),
             listen_remote_api: self.listen_remote_api.or(other.listen_remote_api),
             listen_control_api: self.listen_control_api.or(other.listen_control_api),
+            listen_metrics: self.listen_metrics.or(other.listen_metrics),
             generic_node_resources: self.generic_node_resources.or(other.generic_node_resources),
             engine_label: list(self.engine_label, other.engine_label),
             heartbeat_tick: self.heartbeat_tick.or(other.heartbeat_tick),

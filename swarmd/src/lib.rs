@@ -18,6 +18,7 @@ mod executors;
 mod host;
 pub mod images;
 pub mod manager;
+mod metrics;
 pub mod node;
 pub mod operator;
 mod service_manager;

@@ -82,6 +82,16 @@ pub enum NodeError {
         /// What the system said.
         reason: std::io::Error,
     },
+    /// The address for metrics.
+    #[error(
+        "can't serve metrics on {addr}: {reason}; free it, or choose another with --listen-metrics"
+    )]
+    ListenMetrics {
+        /// The address.
+        addr: SocketAddr,
+        /// What the system said.
+        reason: std::io::Error,
+    },
     /// Anything else that keeps the node from running.
     #[error("{0}")]
     Refused(String),
@@ -290,6 +300,7 @@ async fn run_worker(
     let operator = ports.operator(running.security.clone(), cluster);
     let images = LocalImages::new(Arc::clone(&running.executor));
     running.serve_socket(socket, worker_api::routes(operator, images, ask), None);
+    running.serve_metrics(None).await?;
     running.remember_managers();
     running.tell_ready(Role::Worker);
     let end = running.until_end(None).await;
@@ -329,6 +340,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let local = routes.clone().add_service(images);
     running.serve_socket(socket, local, Some(Arc::clone(&forwarder)));
     running.serve_remote((listen, listener), routes, (&manager, forwarder));
+    running.serve_metrics(Some(&manager)).await?;
     running.join_managers(&manager, known)?;
     running.tell_ready(Role::Manager);
     let duties = manager.duties();

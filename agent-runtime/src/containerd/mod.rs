@@ -157,8 +157,9 @@ pub struct ContainerdExecutor {
     returns: client::Returns,
     /// How many returns of containerd were told to the agent.
     told: Mutex<u64>,
-    /// The last look at what tasks take, and when that was.
-    rates: Arc<Mutex<(Rates, Option<Instant>)>>,
+    /// Earlier looks at what tasks take, and since when their times count.
+    rates: Arc<Mutex<Rates>>,
+    since: Instant,
     /// Watches the connection, and collects images; ends with this.
     _monitor: JoinSet<()>,
 }
@@ -198,6 +199,7 @@ impl ContainerdExecutor {
             returns,
             told: Mutex::new(0),
             rates: Arc::default(),
+            since: Instant::now(),
             _monitor: monitor,
         }))
     }
@@ -262,12 +264,11 @@ impl Executor for ContainerdExecutor {
 
     async fn usage(&self) -> Vec<pb::TaskUsage> {
         let (namespace, rates) = (self.config.namespace.clone(), Arc::clone(&self.rates));
+        let since = self.since;
         let look = move || {
             let taken = cgroup::taken(&namespace);
             let mut rates = rates.lock().unwrap_or_else(PoisonError::into_inner);
-            let now = Instant::now();
-            let since = rates.1.replace(now).map(|last| now.duration_since(last));
-            rates.0.look(taken, since)
+            rates.look(taken, since.elapsed())
         };
         // Some files a task: no work for a thread that serves others too.
         tokio::task::spawn_blocking(look).await.unwrap_or_default()

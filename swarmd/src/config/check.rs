@@ -76,6 +76,9 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         any,
         socket_addr,
     );
+    let listen_metrics = c.parse("listen-metrics", s.listen_metrics.as_deref(), None, |v| {
+        socket_addr(v).map(Some)
+    });
     let advertise = c.parse(
         "advertise-remote-api",
         s.advertise_remote_api.as_deref(),
@@ -134,6 +137,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         advertise_remote_api: advertise,
         listen_remote_api: listen,
         listen_control_api: PathBuf::from(control),
+        listen_metrics,
         generic_resources: generic,
         engine_labels,
         heartbeat_ticks: heartbeat,

@@ -21,6 +21,7 @@ use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::forward::{ForwardLayer, Forwarder};
 use crate::manager::joining::Joiner;
 use crate::manager::{Manager, server};
+use crate::metrics;
 use crate::operator::LeaveOrder;
 use crate::service_manager;
 use crate::state_dir::{StateDir, write_note};
@@ -94,6 +95,32 @@ impl Running {
                 tracing::error!(%error, "the control socket failed");
             }
         });
+    }
+
+    /// Serves metrics, where that is asked for.
+    pub(super) async fn serve_metrics(
+        &mut self,
+        manager: Option<&Manager>,
+    ) -> Result<(), NodeError> {
+        let Some(addr) = self.config.listen_metrics else {
+            return Ok(());
+        };
+        let listener = TcpListener::bind(addr).await;
+        let listener = listener.map_err(|reason| NodeError::ListenMetrics { addr, reason })?;
+        let sources = metrics::Sources {
+            security: self.security.clone(),
+            agent: self.agent.status(),
+            executor: Arc::clone(&self.executor),
+            manager: manager.map(|manager| metrics::ManagerSources {
+                store: manager.store().clone(),
+                membership: manager.membership(),
+                leadership: manager.leadership(),
+            }),
+        };
+        tracing::info!(address = %addr, "metrics are served");
+        let serve = metrics::serve(listener, sources, self.clock.clone(), self.cancel.clone());
+        self.servers.spawn(serve);
+        Ok(())
     }
 
     /// Keeps the address of the manager that a worker talks to: should this node be promoted, it joins through that one.
