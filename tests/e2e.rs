@@ -15,6 +15,10 @@ mod e2e {
     mod kills;
     mod managers;
     mod messages;
+    mod oci;
+    mod oci_cases;
+    mod oci_fields;
+    mod oci_table;
     mod refusals;
     mod state;
     mod tasks;

@@ -38,29 +38,29 @@ const WORKER: [&str; 16] = [
 ];
 
 /// A machine with Docker Engine on the containerd that tasks use as well.
-struct Host {
-    machine: Machine,
+pub(super) struct Host {
+    pub(super) machine: Machine,
     // Beside the machine's own, not through them: it ends with the machine.
     _engine: std::process::Child,
 }
 
 impl Host {
-    fn start(lab: &mut Lab) -> Self {
-        let machine = lab.machine("n1").unwrap();
+    /// Starts both on a machine of this name, the engine with more arguments.
+    pub(super) fn start(lab: &mut Lab, name: &str, more: &[&str]) -> Self {
+        let machine = lab.machine(name).unwrap();
         machine
             .run(&["systemctl", "start", "containerd"])
             .unwrap()
             .ok();
         let parent = format!("/{}", machine.host.namespace);
-        let engine = machine
-            .spawn(&[
-                "dockerd",
-                "--containerd",
-                "/run/containerd/containerd.sock",
-                "--cgroup-parent",
-                &parent,
-            ])
-            .unwrap();
+        let line = [
+            "dockerd",
+            "--containerd",
+            "/run/containerd/containerd.sock",
+            "--cgroup-parent",
+            &parent,
+        ];
+        let engine = machine.spawn(&[&line[..], more].concat()).unwrap();
         let host = Self {
             machine,
             _engine: engine,
@@ -73,7 +73,7 @@ impl Host {
     }
 
     /// Runs the client; images are built by the engine itself, without BuildKit.
-    fn docker(&self, line: &[&str]) -> Output {
+    pub(super) fn docker(&self, line: &[&str]) -> Output {
         let line = [&["env", "DOCKER_BUILDKIT=0", "docker"], line].concat();
         self.machine.run(&line).unwrap()
     }
@@ -142,7 +142,7 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
     let mut lab = Lab::new().unwrap();
     let image = lab.push_web().unwrap();
     let registry = lab.registry.http();
-    let host = Host::start(&mut lab);
+    let host = Host::start(&mut lab, "n1", &[]);
     context(&host.machine);
     host.docker(&[
         "build",
@@ -240,7 +240,7 @@ fn containerd_buildah_builds_the_same_image_which_says_what_it_may_not_do() {
         return;
     }
     let mut lab = Lab::new().unwrap();
-    let host = Host::start(&mut lab);
+    let host = Host::start(&mut lab, "n1", &[]);
     context(&host.machine);
     let buildah = [
         "buildah",

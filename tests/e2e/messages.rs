@@ -17,7 +17,7 @@ use tonic::{Code, Status};
 const LIMIT_BYTES: usize = 4 << 20;
 
 /// Over the control socket.
-async fn local(socket: PathBuf) -> Channel {
+pub(super) async fn local(socket: PathBuf) -> Channel {
     let dial = tower::service_fn(move |_: http::Uri| {
         let socket = socket.clone();
         async move {

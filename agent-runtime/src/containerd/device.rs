@@ -13,6 +13,10 @@ const ALL: &str = "rwm";
 /// Most devices below one directory.
 const DEVICES_MAX: usize = 1000;
 
+/// `null`, `zero`, `random`, `urandom`, `tty`: files that every container has. Docker's list, but for
+/// `console`, which is the node's; a container's own is a terminal of its `/dev/pts`.
+const ALWAYS: [(u64, u64); 5] = [(1, 3), (1, 5), (1, 8), (1, 9), (5, 0)];
+
 /// One device, as the kernel knows it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) struct Device {
@@ -40,6 +44,13 @@ impl Device {
         json!({ "allow": true, "type": self.kind, "major": self.major, "minor": self.minor,
             "access": self.permissions })
     }
+}
+
+/// What the cgroup lets every container do.
+pub(super) fn default_rules() -> impl Iterator<Item = Value> {
+    ALWAYS.into_iter().map(|(major, minor)| {
+        json!({ "allow": true, "type": "c", "major": major, "minor": minor, "access": ALL })
+    })
 }
 
 /// Looks up what was asked for on this node; of a directory, all devices below.

@@ -77,7 +77,8 @@ impl NewVolume {
 
 /// What the kernel offers: `/proc`, `/dev`, `/sys` and what is below.
 pub(super) fn kernel(shm_bytes: i64) -> Vec<Value> {
-    let mount = |target: &str, kind: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": kind, "options": options });
+    let named = |target: &str, kind: &str, source: &str, options: &[&str]| json!({ "destination": target, "type": kind, "source": source, "options": options });
+    let mount = |target: &str, kind: &str, options: &[&str]| named(target, kind, kind, options);
     let shm_bytes = u64::try_from(shm_bytes).unwrap_or(0);
     let shm_bytes = if shm_bytes == 0 { SHM_BYTES } else { shm_bytes };
     let shm = format!("size={shm_bytes}");
@@ -107,9 +108,10 @@ pub(super) fn kernel(shm_bytes: i64) -> Vec<Value> {
             &["ro", "nosuid", "noexec", "nodev"],
         ),
         mount("/dev/mqueue", "mqueue", &["nosuid", "noexec", "nodev"]),
-        mount(
+        named(
             "/dev/shm",
             "tmpfs",
+            "shm",
             &["nosuid", "noexec", "nodev", "mode=1777", &shm],
         ),
     ]
@@ -119,6 +121,22 @@ pub(super) fn kernel(shm_bytes: i64) -> Vec<Value> {
 pub(super) fn file(source: &Path, target: &str) -> Value {
     json!({ "destination": target, "type": "bind", "source": source,
         "options": ["rbind", "rprivate"] })
+}
+
+/// Files of swarmd's that are part of the root file system, as far as its container is concerned.
+const FILES: [&str; 3] = ["/etc/hosts", "/etc/resolv.conf", "/etc/hostname"];
+
+/// Makes swarmd's files read-only. A mount of the spec at the same path comes after them, and stays.
+pub(super) fn close_files(mounts: &mut [Value]) {
+    for target in FILES {
+        let mut at_target = mounts
+            .iter_mut()
+            .filter(|mount| mount.get("destination").is_some_and(|at| at == target));
+        let options = at_target.next().and_then(|mount| mount.get_mut("options"));
+        if let Some(options) = options.and_then(Value::as_array_mut) {
+            options.push(Value::from("ro"));
+        }
+    }
 }
 
 /// Plans the mounts of the spec and of the image. Volumes that are not there are named, not made.

@@ -20,44 +20,49 @@ ftruncate ftruncate64 futex futex_requeue futex_time64 futex_wait futex_waitv fu
 getcpu getcwd getdents getdents64 getegid getegid32 geteuid geteuid32 getgid getgid32 getgroups
 getgroups32 getitimer getpeername getpgid getpgrp getpid getppid getpriority getrandom getresgid
 getresgid32 getresuid getresuid32 getrlimit get_robust_list getrusage getsid getsockname getsockopt
-get_thread_area gettid gettimeofday getuid getuid32 getxattr inotify_add_watch inotify_init
+get_thread_area gettid gettimeofday getuid getuid32 getxattr getxattrat inotify_add_watch inotify_init
 inotify_init1 inotify_rm_watch io_cancel ioctl io_destroy io_getevents io_pgetevents
 io_pgetevents_time64 ioprio_get ioprio_set io_setup io_submit ipc kill landlock_add_rule
-landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listxattr
-llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise map_shadow_stack membarrier
-memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2 mlockall mmap mmap2
-mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64 mq_timedsend
-mq_timedsend_time64 mq_unlink mremap msgctl msgget msgrcv msgsnd msync munlock munlockall munmap
-name_to_handle_at nanosleep newfstatat _newselect open openat openat2 pause pidfd_open
+landlock_create_ruleset landlock_restrict_self lchown lchown32 lgetxattr link linkat listen listmount
+listxattr listxattrat llistxattr _llseek lremovexattr lseek lsetxattr lstat lstat64 madvise
+map_shadow_stack membarrier memfd_create memfd_secret mincore mkdir mkdirat mknod mknodat mlock mlock2
+mlockall mmap mmap2 mprotect mq_getsetattr mq_notify mq_open mq_timedreceive mq_timedreceive_time64
+mq_timedsend mq_timedsend_time64 mq_unlink mremap mseal msgctl msgget msgrcv msgsnd msync munlock
+munlockall munmap name_to_handle_at nanosleep newfstatat _newselect open openat openat2 pause pidfd_open
 pidfd_send_signal pipe pipe2 pkey_alloc pkey_free pkey_mprotect poll ppoll ppoll_time64 prctl pread64
 preadv preadv2 prlimit64 process_mrelease pselect6 pselect6_time64 pwrite64 pwritev pwritev2 read
 readahead readlink readlinkat readv recv recvfrom recvmmsg recvmmsg_time64 recvmsg remap_file_pages
-removexattr rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction rt_sigpending
-rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait rt_sigtimedwait_time64
-rt_tgsigqueueinfo sched_getaffinity sched_getattr sched_getparam sched_get_priority_max
-sched_get_priority_min sched_getscheduler sched_rr_get_interval sched_rr_get_interval_time64
-sched_setaffinity sched_setattr sched_setparam sched_setscheduler sched_yield seccomp select semctl
-semget semop semtimedop semtimedop_time64 send sendfile sendfile64 sendmmsg sendmsg sendto setfsgid
-setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32 setitimer setpgid setpriority
-setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid setreuid32 setrlimit
-set_robust_list setsid setsockopt set_thread_area set_tid_address setuid setuid32 setxattr shmat
-shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask sigreturn socketcall
-socketpair splice stat stat64 statfs statfs64 statx symlink symlinkat sync sync_file_range syncfs
-sysinfo tee tgkill time timer_create timer_delete timer_getoverrun timer_gettime timer_gettime64
-timer_settime timer_settime64 timerfd_create timerfd_gettime timerfd_gettime64 timerfd_settime
-timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask uname unlink unlinkat utime
-utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid waitpid write writev arch_prctl
-modify_ldt ptrace process_vm_readv process_vm_writev
+removexattr removexattrat rename renameat renameat2 restart_syscall rmdir rseq rt_sigaction
+rt_sigpending rt_sigprocmask rt_sigqueueinfo rt_sigreturn rt_sigsuspend rt_sigtimedwait
+rt_sigtimedwait_time64 rt_tgsigqueueinfo sched_getaffinity sched_getattr sched_getparam
+sched_get_priority_max sched_get_priority_min sched_getscheduler sched_rr_get_interval
+sched_rr_get_interval_time64 sched_setaffinity sched_setattr sched_setparam sched_setscheduler
+sched_yield seccomp select semctl semget semop semtimedop semtimedop_time64 send sendfile sendfile64
+sendmmsg sendmsg sendto setfsgid setfsgid32 setfsuid setfsuid32 setgid setgid32 setgroups setgroups32
+setitimer setpgid setpriority setregid setregid32 setresgid setresgid32 setresuid setresuid32 setreuid
+setreuid32 setrlimit set_robust_list setsid setsockopt set_thread_area set_tid_address setuid setuid32
+setxattr setxattrat shmat shmctl shmdt shmget shutdown sigaltstack signalfd signalfd4 sigprocmask
+sigreturn socketcall socketpair splice stat stat64 statfs statfs64 statmount statx symlink symlinkat
+sync sync_file_range syncfs sysinfo tee tgkill time timer_create timer_delete timer_getoverrun
+timer_gettime timer_gettime64 timer_settime timer_settime64 timerfd_create timerfd_gettime
+timerfd_gettime64 timerfd_settime timerfd_settime64 times tkill truncate truncate64 ugetrlimit umask
+uname unlink unlinkat uretprobe utime utimensat utimensat_time64 utimes vfork vmsplice wait4 waitid
+waitpid write writev arch_prctl modify_ldt ptrace process_vm_readv process_vm_writev
 ";
+
+/// What programs of 32 bits need beside that on an ARM host.
+const ON_ARM: &str =
+    "arm_fadvise64_64 arm_sync_file_range sync_file_range2 breakpoint cacheflush set_tls";
 
 /// Allowed to containers that hold a capability.
 const BY_CAPABILITY: &[(&str, &str)] = &[
     ("CAP_DAC_READ_SEARCH", "open_by_handle_at"),
     (
         "CAP_SYS_ADMIN",
-        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie mount \
-         mount_setattr move_mount open_tree perf_event_open quotactl quotactl_fd setdomainname \
-         sethostname setns syslog umount umount2 unshare",
+        "bpf clone clone3 fanotify_init fsconfig fsmount fsopen fspick lookup_dcookie \
+         lsm_get_self_attr lsm_list_modules lsm_set_self_attr mount mount_setattr move_mount \
+         open_tree perf_event_open quotactl quotactl_fd setdomainname sethostname setns syslog \
+         umount umount2 unshare",
     ),
     ("CAP_SYS_BOOT", "reboot"),
     ("CAP_SYS_CHROOT", "chroot"),
@@ -89,6 +94,9 @@ const AF_VSOCK: u64 = 40;
 /// Docker's default profile for a container with these capabilities, as `linux.seccomp`.
 pub(super) fn default_profile(capabilities: &BTreeSet<&'static str>) -> Value {
     let mut names: Vec<&str> = ALWAYS.split_whitespace().collect();
+    if std::env::consts::ARCH == "aarch64" {
+        names.extend(ON_ARM.split_whitespace());
+    }
     for (capability, calls) in BY_CAPABILITY {
         if capabilities.contains(capability) {
             names.extend(calls.split_whitespace());

@@ -1,9 +1,10 @@
 //! The OCI runtime spec of a task, with Docker's defaults.
 //!
-//! Pure: what it needs of host, image and root file system comes as arguments.
+//! Pure: what it needs of host, image and root file system comes as arguments. The exception is one
+//! question to the kernel, whether it counts swap.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -12,10 +13,11 @@ use swarm_proto::signal::signal_number;
 use swarm_proto::ulimit;
 
 use super::account::Account;
-use super::device::Device;
+use super::device::{self, Device};
 use super::manifest::RunConfig;
 use super::mounts;
 use super::security::{Security, hidden_paths};
+use super::support::{self, Network};
 use super::template::Templates;
 use super::tool;
 use crate::error::Error;
@@ -55,6 +57,9 @@ pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
     let (masked, read_only) = hidden_paths();
     let mut all_mounts = mounts::kernel(input.container.shm_bytes);
     all_mounts.extend(input.mounts.iter().cloned());
+    if input.container.read_only {
+        mounts::close_files(&mut all_mounts);
+    }
     let mut linux = json!({
         "resources": resources(input)?,
         "cgroupsPath": input.cgroup,
@@ -106,9 +111,13 @@ fn set(object: &mut Value, key: &str, value: Option<Value>) {
 
 fn process(input: &Input<'_>, security: &Security) -> Result<Value, Error> {
     let account = input.account;
+    // The first group as well: who gives it up must not get past what is denied to its members
+    // (CVE-2022-36109).
+    let mut groups = vec![account.gid];
+    groups.extend(&account.groups);
     let mut process = json!({
         "terminal": input.container.tty,
-        "user": { "uid": account.uid, "gid": account.gid, "additionalGids": account.groups },
+        "user": { "uid": account.uid, "gid": account.gid, "additionalGids": groups },
         "args": args(input.container, input.image)?,
         "env": env(input)?,
         "cwd": cwd(input.container, input.image),
@@ -199,12 +208,10 @@ fn env(input: &Input<'_>) -> Result<Vec<String>, Error> {
             None => env.retain(|held| !is_of(held, name)),
         }
     }
-    if !env.iter().any(|held| is_of(held, "HOME")) {
-        let home = match &input.account.home {
-            Some(home) => home,
-            None if input.account.uid == 0 => "/root",
-            None => "/",
-        };
+    // Where the user was not looked up, the runtime does so, once it is in the root file system.
+    if let Some(home) = &input.account.home
+        && !env.iter().any(|held| is_of(held, "HOME"))
+    {
         env.push(format!("HOME={home}"));
     }
     Ok(env)
@@ -292,18 +299,8 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
     if reservations.memory_bytes > 0 {
         memory.insert("reservation".to_owned(), json!(reservations.memory_bytes));
     }
-    if let Some(swap) = spec.swap_bytes {
-        if limits.memory_bytes <= 0 && swap >= 0 {
-            return Err(Error::Fatal(
-                "a swap limit needs a memory limit beside it".to_owned(),
-            ));
-        }
-        // The kernel's figure counts memory and swap together; -1 is without limit.
-        let both = if swap < 0 {
-            -1
-        } else {
-            limits.memory_bytes.saturating_add(swap)
-        };
+    let counted = || swap_is_counted(input.cgroup_v2);
+    if let Some(both) = memory_and_swap(limits.memory_bytes, spec.swap_bytes, counted)? {
         memory.insert("swap".to_owned(), json!(both));
     }
     if let Some(swappiness) = spec.memory_swappiness.filter(|&value| value >= 0) {
@@ -321,6 +318,7 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
         cpu.insert("shares".to_owned(), json!(shares));
     }
     let mut rules = vec![json!({ "allow": false, "access": "rwm" })];
+    rules.extend(device::default_rules());
     rules.extend(input.devices.iter().map(Device::rule));
     let mut resources = json!({ "devices": rules });
     set(
@@ -342,13 +340,51 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
     Ok(resources)
 }
 
-/// The host name: the spec's, expanded, or the first twelve characters of the task id.
+/// The most memory and swap together, which is how the kernel counts; none is without limit.
+fn memory_and_swap(
+    memory: i64,
+    swap: Option<i64>,
+    counted: impl FnOnce() -> bool,
+) -> Result<Option<i64>, Error> {
+    match swap {
+        Some(swap) if swap < 0 => Ok(None),
+        Some(_) if memory <= 0 => Err(Error::Fatal(
+            "a swap limit needs a memory limit beside it".to_owned(),
+        )),
+        Some(swap) => Ok(Some(memory.saturating_add(swap))),
+        // Docker's default: as much swap as memory. A leak would fill the node's swap else.
+        None if memory > 0 && counted() => Ok(Some(memory.saturating_mul(2))),
+        None => Ok(None),
+    }
+}
+
+/// Whether the kernel counts swap by cgroup. It does not with `swapaccount=0`, the default of some
+/// older distributions, and runc fails there on any limit.
+fn swap_is_counted(cgroup_v2: bool) -> bool {
+    let root = Path::new("/sys/fs/cgroup");
+    if !cgroup_v2 {
+        return root.join("memory/memory.memsw.limit_in_bytes").exists();
+    }
+    // The root itself has no limits; what is below it has.
+    let children = std::fs::read_dir(root).into_iter().flatten().flatten();
+    children
+        .map(|child| child.path().join("memory.swap.max"))
+        .any(|file| file.exists())
+}
+
+/// The host name: the spec's, expanded, or the first twelve characters of the task id. In the node's
+/// network it is the node's: that name leads to the addresses there.
 pub(super) fn hostname(
     container: &pb::ContainerSpec,
     task_id: &str,
     templates: &Templates<'_>,
 ) -> Result<String, Error> {
     if container.hostname.is_empty() {
+        let of_node = &templates.node.hostname;
+        let in_its_network = matches!(support::network(templates.task, &[]), Ok(Network::Host));
+        if in_its_network && !of_node.is_empty() {
+            return Ok(of_node.clone());
+        }
         return Ok(task_id.chars().take(12).collect());
     }
     let name = templates.expand("hostname", &container.hostname)?;

@@ -42,7 +42,8 @@ impl Case {
             },
             account: &self.account,
             hostname: "box",
-            mounts: Vec::new(),
+            // As swarmd's own, and as one of the spec's over it.
+            mounts: vec![mounts::file("/a".as_ref(), "/etc/hosts"); 2],
             netns: None,
             cgroup: "/swarm/n/t1".to_owned(),
             cgroup_v2: false,
@@ -101,10 +102,12 @@ fn environment_is_layered_and_expanded() {
         PATH,
         "HOSTNAME=box",
         "DOCKER_RESOURCE_GPU=u1,u2",
-        "A=task-2",
-        "HOME=/root"
+        "A=task-2"
     ]);
     assert_eq!(case.build().unwrap()["process"]["env"], expected);
+    case.account.home = Some("/home/app".to_owned());
+    let env = case.build().unwrap()["process"]["env"].clone();
+    assert_eq!(env[4], "HOME=/home/app");
     case.container.env = vec!["X={{.Nope}}".to_owned()];
     assert!(case.build().unwrap_err().contains("env X"));
     case.container.env = vec!["=x".to_owned()];
@@ -142,6 +145,44 @@ fn limits_reach_the_kernel_in_its_units() {
         json!({ "limit": 64 << 20, "reservation": 32 << 20, "swap": 65 << 20 })
     );
     assert_eq!(resources["pids"], json!({ "limit": 100 }));
+}
+
+#[test]
+fn swap_is_as_much_as_memory_unless_said_otherwise() {
+    let swap = |memory, swap| memory_and_swap(memory, swap, || true).unwrap();
+    assert_eq!(swap(64, None), Some(128));
+    assert_eq!(swap(64, Some(16)), Some(80));
+    assert_eq!(swap(64, Some(0)), Some(64));
+    assert_eq!(swap(64, Some(-1)), None);
+    assert_eq!(swap(0, None), None);
+    assert_eq!(swap(0, Some(-1)), None);
+    assert!(memory_and_swap(0, Some(16), || true).is_err());
+    let uncounted = memory_and_swap(64, None, || false);
+    assert_eq!(uncounted.unwrap(), None, "runc would fail on any limit");
+}
+
+#[test]
+fn the_first_group_is_among_the_others() {
+    let mut case = Case::default();
+    (case.account.gid, case.account.groups) = (5, vec![6, 7]);
+    let user = case.build().unwrap()["process"]["user"].clone();
+    assert_eq!(user["additionalGids"], json!([5, 6, 7]));
+}
+
+#[test]
+fn a_read_only_root_has_read_only_files() {
+    let mut case = Case::default();
+    let options = |case: &Case| {
+        let spec = case.build().unwrap();
+        let mounts = spec["mounts"].as_array().unwrap().clone();
+        let hosts = mounts.iter().filter(|at| at["destination"] == "/etc/hosts");
+        hosts.map(|at| at["options"].clone()).collect::<Vec<_>>()
+    };
+    let open = json!(["rbind", "rprivate"]);
+    assert_eq!(options(&case), [open.clone(), open.clone()]);
+    case.container.read_only = true;
+    let closed = json!(["rbind", "rprivate", "ro"]);
+    assert_eq!(options(&case), [closed, open], "the spec's own mount stays");
 }
 
 #[test]
@@ -184,7 +225,10 @@ fn hostnames_are_checked() {
         slot: 4,
         ..Default::default()
     };
-    let node = NodeFacts::default();
+    let node = NodeFacts {
+        hostname: "node".to_owned(),
+        ..NodeFacts::default()
+    };
     let templates = Templates {
         task: &task,
         node: &node,
@@ -198,4 +242,17 @@ fn hostnames_are_checked() {
     assert_eq!(hostname(&container, &task.id, &templates).unwrap(), "web-4");
     container.hostname = "no spaces".to_owned();
     assert!(hostname(&container, &task.id, &templates).is_err());
+    let mut in_node = task.clone();
+    let network = pb::NetworkAttachmentConfig {
+        target: "host".to_owned(),
+        ..Default::default()
+    };
+    let spec = in_node.spec.get_or_insert_default();
+    spec.networks.push(network);
+    let templates = Templates {
+        task: &in_node,
+        node: &node,
+    };
+    container.hostname.clear();
+    assert_eq!(hostname(&container, &task.id, &templates).unwrap(), "node");
 }

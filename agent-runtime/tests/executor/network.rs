@@ -281,7 +281,8 @@ async fn lives_in_a_network_namespace(lab: &Lab) {
     assert_eq!(published(&mut shared).await, 80);
     let mut bridged = running(&executor, server(&node, "bridged", vec![port(80, 8080)])).await;
     assert_eq!(published(&mut bridged).await, 8080);
-    for (port, host) in [(80, "shared"), (8080, "bridged")] {
+    // In the network of the node also its name.
+    for (port, host) in [(80, "node"), (8080, "bridged")] {
         lab::until("answers inside", || {
             let ask =
                 format!("printf 'GET /name HTTP/1.0\r\n\r\n' | busybox nc -w 3 127.0.0.1 {port}");
