@@ -260,7 +260,7 @@ impl ImageStore for LocalImages {
     ) -> Result<Vec<LocalImage>, Error> {
         let archive = Archive::spool(&self.spool, archive).await?;
         let mut images = Vec::new();
-        for image in archive.images(name)? {
+        for image in archive.found(name).await? {
             let inner = &self.node.images.inner;
             let lease = inner.leases.take().await?;
             let top = (lease.id(), image.top.clone());
