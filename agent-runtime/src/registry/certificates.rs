@@ -40,11 +40,11 @@ impl Registries {
                 builder = identity(builder, &directory)?;
             }
         }
-        if own != endpoint.host {
-            if let Some(directory) = self.directory(trust, &own) {
-                builder = authorities(builder, &directory, trust)?;
-                builder = identity(builder, &directory)?;
-            }
+        if own != endpoint.host
+            && let Some(directory) = self.directory(trust, &own)
+        {
+            builder = authorities(builder, &directory, trust)?;
+            builder = identity(builder, &directory)?;
         }
         build(builder)
     }
