@@ -41,9 +41,11 @@ image: build-deps ## The static web server of the example image
 	cargo build --release -p example-web
 
 .PHONY: deb
-deb: release ## The Debian package, in target/debian
+deb: release ## The Debian package, target/debian/swarmd.deb; each commit's is newer
 	@.ci/deps $(PACKAGE)
+	rm -rf target/debian
 	examples/debian/build $(RELEASE) target/debian
+	@ln -s "$$(cd target/debian && echo swarmd_*.deb)" target/debian/swarmd.deb
 
 # Of swarmd; `make image` is about the image that the tests and the demo run as a service.
 .PHONY: docker-image
