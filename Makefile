@@ -50,7 +50,7 @@ deb: release ## The Debian package, target/debian/swarmd.deb; each commit's is n
 # Of swarmd; `make image` is about the image that the tests and the demo run as a service.
 .PHONY: docker-image
 docker-image: release ## The image of swarmd, built by docker or else by buildah
-	mkdir -p target/image && cp $(RELEASE)/swarmd $(RELEASE)/swarmctl target/image/
+	examples/image/context $(RELEASE) target/image
 	@if docker version >/dev/null 2>&1; then docker build --tag swarmd --file examples/image/Dockerfile target/image; \
 	elif command -v buildah >/dev/null; then buildah bud --format docker --tag swarmd --file examples/image/Dockerfile target/image; \
 	else echo 'neither a Docker Engine that answers nor buildah is here; the build context is target/image' >&2; exit 1; fi
