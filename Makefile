@@ -41,14 +41,16 @@ image: build-deps ## The static web server of the example image
 	cargo build --release -p example-web
 
 .PHONY: deb
-deb: release ## The Debian package, in target/debian
+deb: release ## The Debian package, target/debian/swarmd.deb; each commit's is newer
 	@.ci/deps $(PACKAGE)
+	rm -rf target/debian
 	examples/debian/build $(RELEASE) target/debian
+	@ln -s "$$(cd target/debian && echo swarmd_*.deb)" target/debian/swarmd.deb
 
 # Of swarmd; `make image` is about the image that the tests and the demo run as a service.
 .PHONY: docker-image
 docker-image: release ## The image of swarmd, built by docker or else by buildah
-	mkdir -p target/image && cp $(RELEASE)/swarmd $(RELEASE)/swarmctl target/image/
+	examples/image/context $(RELEASE) target/image
 	@if docker version >/dev/null 2>&1; then docker build --tag swarmd --file examples/image/Dockerfile target/image; \
 	elif command -v buildah >/dev/null; then buildah bud --format docker --tag swarmd --file examples/image/Dockerfile target/image; \
 	else echo 'neither a Docker Engine that answers nor buildah is here; the build context is target/image' >&2; exit 1; fi

@@ -204,6 +204,27 @@ fn tar(members: &[(&str, &str)]) -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// A tar file with a link and an extended header.
+fn linked(manifest: &str) -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_ustar();
+    header.set_entry_type(tar::EntryType::Symlink);
+    header.set_size(0);
+    builder
+        .append_link(&mut header, "l/layer.tar", "../m/layer.tar")
+        .unwrap();
+    let records = [("path", b"m/layer.tar".as_slice()), ("size", b"1")];
+    builder.append_pax_extensions(records).unwrap();
+    let mut archive = builder.into_inner().unwrap();
+    archive.truncate(archive.len() - 1024);
+    archive.extend(tar(&[
+        ("short", "x"),
+        ("c.json", "{}"),
+        ("manifest.json", manifest),
+    ]));
+    archive
+}
+
 #[test]
 fn archives() {
     let index = r#"{"schemaVersion":2,"manifests":[{"digest":"sha256:44136fa355b3678a1146ad16f7e8649e94fb4fc21fe77e8310c060f61caaff8a","annotations":{"io.containerd.image.name":"a:1"}}]}"#;
@@ -216,6 +237,7 @@ fn archives() {
             ("l/layer.tar", "x"),
             ("manifest.json", manifest),
         ]),
+        linked(manifest),
     ];
     fuzz("archives", &seeds, |data| {
         let mut file = tempfile::tempfile().unwrap();

@@ -77,6 +77,15 @@ impl fmt::Display for Kind {
     }
 }
 
+/// Who answers a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Whom {
+    /// The managers, through the local swarmd.
+    Managers,
+    /// The local swarmd itself: about what is on this node.
+    Node,
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum Error {
@@ -94,10 +103,11 @@ pub(crate) enum Error {
         name: String,
         candidates: Vec<String>,
     },
-    #[error("{what}: {}", explain(status))]
+    #[error("{what}: {}", explain(status, *whom))]
     Refused {
         what: String,
         status: Box<tonic::Status>,
+        whom: Whom,
     },
     #[error("{what}: {reason}")]
     Rejected { what: String, reason: String },
@@ -126,6 +136,16 @@ impl Error {
         Self::Refused {
             what: what.into(),
             status: Box::new(status),
+            whom: Whom::Managers,
+        }
+    }
+
+    /// A request about this node that failed while doing `what` ("remove image").
+    pub(crate) fn refused_here(what: impl Into<String>, status: tonic::Status) -> Self {
+        Self::Refused {
+            what: what.into(),
+            status: Box::new(status),
+            whom: Whom::Node,
         }
     }
 
@@ -141,7 +161,7 @@ impl Error {
     /// True where asking again may help: no leader just now, or the local swarmd restarts.
     pub(crate) fn is_passing(&self) -> bool {
         match self {
-            Self::Refused { status, .. } => judge(status).0 == ExitCode::Unreachable,
+            Self::Refused { status, whom, .. } => judge(status, *whom).0 == ExitCode::Unreachable,
             Self::Unreachable { .. } => true,
             Self::Usage(_)
             | Self::Unnamed { .. }
@@ -160,7 +180,7 @@ impl Error {
         match self {
             Self::Usage(_) | Self::Unnamed { .. } | Self::Template(_) => ExitCode::Usage,
             Self::NotFound { .. } | Self::Ambiguous { .. } => ExitCode::NotFound,
-            Self::Refused { status, .. } => judge(status).0,
+            Self::Refused { status, whom, .. } => judge(status, *whom).0,
             Self::Rejected { .. } => ExitCode::Refused,
             Self::Unreachable { .. } => ExitCode::Unreachable,
             Self::NotConverged { .. } => ExitCode::NotConverged,
@@ -189,12 +209,12 @@ impl Error {
 }
 
 /// The manager's own words, then the way out where the code implies one.
-fn explain(status: &tonic::Status) -> String {
+fn explain(status: &tonic::Status, whom: Whom) -> String {
     let message = match status.message() {
         "" => status.code().description(),
         message => message,
     };
-    match judge(status).1 {
+    match judge(status, whom).1 {
         "" => message.to_owned(),
         // swarmd says itself what it does not serve; silence is that of a stranger.
         _ if status.code() == Code::Unimplemented && !status.message().is_empty() => {
@@ -205,7 +225,7 @@ fn explain(status: &tonic::Status) -> String {
 }
 
 /// The exit code and the hint of an answer.
-fn judge(status: &tonic::Status) -> (ExitCode, &'static str) {
+fn judge(status: &tonic::Status, whom: Whom) -> (ExitCode, &'static str) {
     // Only a status made on this side has a source: nobody answered, whatever code the transport chose.
     if status.source().is_some() {
         return (
@@ -222,16 +242,28 @@ fn judge(status: &tonic::Status) -> (ExitCode, &'static str) {
         Code::NotFound => (ExitCode::NotFound, ""),
         Code::PermissionDenied | Code::Unauthenticated => (
             ExitCode::Refused,
-            "is this the control socket of a manager?",
+            match whom {
+                Whom::Managers => "is this the control socket of a manager?",
+                Whom::Node => "is this the control socket of swarmd?",
+            },
         ),
         Code::Aborted => (
             ExitCode::Refused,
             "somebody else changed it at the same time; try again",
         ),
-        Code::ResourceExhausted => (ExitCode::Refused, "a limit of the manager was reached"),
+        Code::ResourceExhausted => (
+            ExitCode::Refused,
+            match whom {
+                Whom::Managers => "a limit of the manager was reached",
+                Whom::Node => "a limit of swarmd was reached",
+            },
+        ),
         Code::Unimplemented => (
             ExitCode::Refused,
-            "this manager does not serve that request",
+            match whom {
+                Whom::Managers => "this manager does not serve that request",
+                Whom::Node => "this swarmd does not serve that request",
+            },
         ),
         Code::Internal | Code::DataLoss | Code::Unknown => (
             ExitCode::Refused,
@@ -239,11 +271,19 @@ fn judge(status: &tonic::Status) -> (ExitCode, &'static str) {
         ),
         Code::Cancelled | Code::DeadlineExceeded => (
             ExitCode::Unreachable,
-            "the manager did not answer in time; has the cluster a leader? see: swarmctl node ls",
+            match whom {
+                Whom::Managers => {
+                    "the manager did not answer in time; has the cluster a leader? see: swarmctl node ls"
+                }
+                Whom::Node => "swarmd did not answer in time; its log on this host says more",
+            },
         ),
         Code::Unavailable => (
             ExitCode::Unreachable,
-            "is swarmd running, and a majority of managers with it?",
+            match whom {
+                Whom::Managers => "is swarmd running, and a majority of managers with it?",
+                Whom::Node => "does containerd on this host run, and answer? see: swarmd doctor",
+            },
         ),
     }
 }
@@ -263,6 +303,28 @@ mod tests {
         let error = Error::refused("list nodes", tonic::Status::unavailable(""));
         assert!(error.to_string().contains("is swarmd running"), "{error}");
         assert_eq!(error.exit_code().code(), 4);
+    }
+
+    #[test]
+    fn what_is_on_a_node_is_no_matter_of_managers() {
+        for code in [
+            Code::Unavailable,
+            Code::DeadlineExceeded,
+            Code::Cancelled,
+            Code::PermissionDenied,
+            Code::ResourceExhausted,
+            Code::Unimplemented,
+        ] {
+            let status = || tonic::Status::new(code, "");
+            let here = Error::refused_here("list images", status());
+            let text = here.to_string();
+            assert!(
+                !text.contains("manager") && !text.contains("leader"),
+                "{text}"
+            );
+            let there = Error::refused("list nodes", status());
+            assert_eq!(here.exit_code(), there.exit_code());
+        }
     }
 
     #[test]

@@ -18,11 +18,30 @@ use crate::error::Error;
 /// A helper may ask a person for a password.
 const HELPER_MAX: Duration = Duration::from_secs(60);
 
-/// What a request carries for a registry; empty where the configuration names no credentials.
-pub(crate) async fn encoded(
+/// What Docker's configuration has for a registry.
+#[derive(Debug)]
+pub(crate) struct Found {
+    /// What a request carries; empty where the configuration names no credentials.
+    pub(crate) auth: String,
+    file: PathBuf,
+}
+
+impl Found {
+    /// The words for an operator who means that there are credentials.
+    pub(crate) fn none_for(&self, registry: &str) -> String {
+        format!(
+            "--with-registry-auth: {} has no credentials for {registry}, so none are sent; `docker login {registry}` \
+             puts them there",
+            self.file.display()
+        )
+    }
+}
+
+/// Looks for the credentials for a registry.
+pub(crate) async fn find(
     registry: &str,
     variables: &BTreeMap<String, String>,
-) -> Result<String, Error> {
+) -> Result<Found, Error> {
     let failed = |reason: String| Error::Rejected {
         what: format!("--with-registry-auth: credentials for {registry}"),
         reason,
@@ -53,7 +72,10 @@ pub(crate) async fn encoded(
             .map_err(|reason| failed(format!("{program}: {reason}")))?
             .unwrap_or(otherwise),
     };
-    Ok(credentials.encode(registry))
+    Ok(Found {
+        auth: credentials.encode(registry),
+        file: path,
+    })
 }
 
 fn config_path(variables: &BTreeMap<String, String>) -> Option<PathBuf> {
@@ -109,15 +131,16 @@ mod tests {
         std::fs::write(&file, text).unwrap();
         let of = directory.path().to_string_lossy().into_owned();
         let variables = BTreeMap::from([("DOCKER_CONFIG".to_owned(), of)]);
-        let auth = encoded("reg.test", &variables).await.unwrap();
+        let auth = find("reg.test", &variables).await.unwrap().auth;
         let expected = Credentials::Basic {
             username: "ann".to_owned(),
             password: "pw".to_owned(),
         };
         assert_eq!(Credentials::decode(&auth).unwrap(), expected);
-        assert_eq!(encoded("other.test", &variables).await.unwrap(), "");
+        let none = find("other.test", &variables).await.unwrap();
+        assert_eq!(none.auth, "");
         std::fs::remove_file(&file).unwrap();
-        let error = encoded("reg.test", &variables).await.unwrap_err();
+        let error = find("reg.test", &variables).await.unwrap_err();
         assert!(
             error.to_string().contains("docker login reg.test"),
             "{error}"

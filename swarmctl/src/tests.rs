@@ -131,6 +131,26 @@ async fn nodes() {
 }
 
 #[tokio::test]
+async fn credentials_that_are_missing_are_missed() {
+    let directory = tempfile::tempdir().unwrap();
+    std::fs::write(directory.path().join("config.json"), "{}").unwrap();
+    let of = directory.path().to_string_lossy().into_owned();
+    let shell = Shell::new().await;
+    let create = "swarmctl service create --name web --image reg.test/a --detach";
+    for (flag, warned) in [("", false), (" --with-registry-auth", true)] {
+        let (mut terminal, _, stderr) = Terminal::captured();
+        let mut environment = shell.environment();
+        let directory = ("DOCKER_CONFIG".to_owned(), of.clone());
+        environment.variables.extend([directory]);
+        let line = words(&format!("{create}{flag}"));
+        crate::run(line, environment, &mut terminal).await;
+        let said = stderr.take();
+        let told = said.contains(&format!("{of}/config.json has no credentials for reg.test"));
+        assert_eq!(told, warned, "{said}");
+    }
+}
+
+#[tokio::test]
 async fn life_of_a_service() {
     let shell = Shell::new().await;
     shell

@@ -284,7 +284,41 @@ fn containerd_playbooks_make_a_cluster_upgrade_it_and_take_a_host_out() {
         &site.play(&["--check", "--limit", "m2,w1", "site.yml"]).1,
         2,
     );
+    takes_settings_that_a_run_left_behind(&site);
     upgrade_and_remove(&site, &packages[1]);
+}
+
+/// A run that broke off has written settings, and has not restarted swarmd.
+fn takes_settings_that_a_run_left_behind(site: &Site) {
+    let pid = || site.swarmd().remove("w1").flatten();
+    let before = pid();
+    let touch = ["touch", "/etc/swarmd/swarmd.yaml"];
+    site.machine("w1").run(&touch).unwrap().ok();
+    site.play(&["--limit", "w1", "workers.yml"]);
+    assert_ne!(pid(), before);
+    assert_unchanged(&site.play(&["--limit", "w1", "workers.yml"]).1, 1);
+    eventually("five nodes again", LIMIT, || {
+        let nodes = site.nodes();
+        (nodes == ready(&MANAGERS, &WORKERS))
+            .then_some(())
+            .ok_or(format!("{nodes:?}"))
+    });
+}
+
+/// What may be before a host is taken out: a worker was promoted, or an earlier run broke off when the node had left.
+fn before_removal(site: &Site, name: &str) {
+    if name == "w2" {
+        site.ctl("m1", &["node", "promote", name]).ok();
+        return;
+    }
+    for line in [["node", "drain", name], ["node", "demote", name]] {
+        site.ctl("m1", &line).ok();
+    }
+    eventually("the end of a node that leaves", LIMIT, || {
+        let left = site.ctl(name, &["node", "leave"]);
+        let running = site.swarmd().remove(name).flatten();
+        running.map_or(Ok(()), |pid| Err(format!("{left:?}: {pid}")))
+    });
 }
 
 fn upgrade_and_remove(site: &Site, package: &Path) {
@@ -332,6 +366,7 @@ fn upgrade_and_remove(site: &Site, package: &Path) {
         ("w2", &["w1"][..], &MANAGERS[..]),
         ("m3", &["w1"], &["m1", "m2"]),
     ] {
+        before_removal(site, gone);
         let node = format!("node={gone}");
         site.play(&["remove.yml", "--extra-vars", &node]);
         assert_eq!(site.nodes(), ready(managers, workers));

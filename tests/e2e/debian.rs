@@ -196,6 +196,54 @@ fn containerd_the_package_installs_upgrades_and_goes_without_stopping_a_containe
     purge(&host, &containers);
 }
 
+/// Runs the script that says the package's version, in a tree of its own.
+fn version(tree: &Path) -> String {
+    let output = Command::new(tree.join("examples/debian/version")).output();
+    let output = output.unwrap();
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8(output.stdout).unwrap().trim().to_owned()
+}
+
+#[test]
+fn the_version_grows_with_each_commit() {
+    if [&["git", "--version"], &["dpkg", "--version"]]
+        .iter()
+        .any(|line| Command::new(line[0]).arg(line[1]).output().is_err())
+    {
+        eprintln!("left out, for want of git and dpkg: the package's version");
+        return;
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let tree = dir.path();
+    let scripts = tree.join("examples/debian");
+    std::fs::create_dir_all(&scripts).unwrap();
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/debian/version");
+    std::fs::copy(script, scripts.join("version")).unwrap();
+    let manifest = "[workspace.package]\nversion = \"0.1.0\"\n";
+    std::fs::write(tree.join("Cargo.toml"), manifest).unwrap();
+    assert_eq!(version(tree), "0.1.0-1");
+
+    let git = |line: &[&str]| {
+        let who = ["-c", "user.name=test", "-c", "user.email=test@localhost"];
+        let mut command = Command::new("git");
+        let ran = command.arg("-C").arg(tree).args(who).args(line).output();
+        assert!(ran.as_ref().unwrap().status.success(), "{ran:?}");
+    };
+    git(&["init", "--quiet"]);
+    let mut versions = vec!["0.1.0-1".to_owned()];
+    // Ten is more than nine.
+    versions.extend((0..11).map(|_| {
+        git(&["commit", "--quiet", "--allow-empty", "--message", "more"]);
+        version(tree)
+    }));
+    versions.push("0.1.1-1".to_owned());
+    for pair in versions.windows(2) {
+        let mut dpkg = Command::new("dpkg");
+        let compare = ["--compare-versions", &pair[0], "lt", &pair[1]];
+        assert!(dpkg.args(compare).status().unwrap().success(), "{pair:?}");
+    }
+}
+
 /// Purged with a container that runs, the node's state stays; purged empty, nothing does.
 fn purge(host: &Host, containers: &BTreeMap<String, String>) {
     let said = host.dpkg(&["--purge", "swarmd"]);

@@ -1,6 +1,8 @@
 //! The image of swarmd, built and run by Docker Engine as on any host, and built by Buildah.
 
 use std::net::SocketAddr;
+use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use harness::lab::lab::available_with;
@@ -121,14 +123,35 @@ impl Host {
     }
 }
 
-/// Puts the build context on the machine: binaries under test, without what only debuggers read.
-fn context(machine: &Machine) {
+/// Puts the build context on the machine: binaries under test, without what only debuggers read. Whom the image trusts is
+/// the lab's authority, in place of those of the host that builds it.
+fn context(machine: &Machine, authority: &Path) {
+    let dir = tempfile::tempdir().unwrap();
+    let (from, to) = (dir.path().join("binaries"), dir.path().join("image"));
+    std::fs::create_dir(&from).unwrap();
     for name in ["swarmd", "swarmctl"] {
+        std::fs::copy(binaries::find(name).unwrap(), from.join(name)).unwrap();
+    }
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/image/context");
+    let made = |authority: &Path| {
+        let mut command = Command::new(script);
+        let command = command.args([&from, &to]).env("SSL_CERT_FILE", authority);
+        command.output().unwrap()
+    };
+    let refused = made(Path::new("/nowhere"));
+    let told = String::from_utf8_lossy(&refused.stderr);
+    assert!(
+        !refused.status.success() && told.contains("no CA certificates"),
+        "{told}"
+    );
+    let made = made(authority);
+    assert!(made.status.success(), "{made:?}");
+    for name in ["swarmd", "swarmctl", "ca-certificates.crt"] {
         let inside = format!("/root/image/{name}");
-        machine
-            .copy(&binaries::find(name).unwrap(), &inside)
-            .unwrap();
-        machine.run(&["strip", &inside]).unwrap().ok();
+        machine.copy(&to.join(name), &inside).unwrap();
+        if name != "ca-certificates.crt" {
+            machine.run(&["strip", &inside]).unwrap().ok();
+        }
     }
     let file = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/image/Dockerfile");
     machine.copy(file.as_ref(), "/root/Dockerfile").unwrap();
@@ -142,8 +165,9 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
     let mut lab = Lab::new().unwrap();
     let image = lab.push_web().unwrap();
     let registry = lab.registry.http();
+    lab.registry.start_https().unwrap();
     let host = Host::start(&mut lab, "n1", &[]);
-    context(&host.machine);
+    context(&host.machine, &lab.registry.ca_certificate());
     host.docker(&[
         "build",
         "--tag",
@@ -193,6 +217,7 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
         &[&["swarmctl"], &create[..], &reach, &mount].concat(),
     )
     .ok();
+    asks_over_https(&host, &image.replace(&registry, &lab.registry.https()));
     let running = host.containers(1);
     let published = SocketAddr::from((address, 8081));
     eventually("answer at the published port", LIMIT, || {
@@ -200,6 +225,24 @@ fn containerd_the_image_is_a_manager_without_privileges_and_a_worker_on_the_host
     });
 
     go_on(&host, &insecure, &running);
+}
+
+/// A manager in the image believes a registry by the certificates in it.
+fn asks_over_https(host: &Host, image: &str) {
+    let create = ["service", "create", "--name", "asked", "--replicas", "0"];
+    let line = [&["swarmctl"], &create[..], &["--image", image]].concat();
+    let told = host.exec("manager", &line);
+    let inspect = [
+        "service",
+        "inspect",
+        "--format",
+        "{{.Spec.Task.Container.Image}}",
+    ];
+    let shown = [&["swarmctl"], &inspect[..], &["asked"]].concat();
+    let shown = host.exec("manager", &shown).ok();
+    assert!(shown.contains("@sha256:"), "{shown} {told:?}");
+    let remove = ["swarmctl", "service", "rm", "asked"];
+    host.exec("manager", &remove).ok();
 }
 
 /// Containers of swarmd come and go; what they started goes on.
@@ -240,8 +283,9 @@ fn containerd_buildah_builds_the_same_image_which_says_what_it_may_not_do() {
         return;
     }
     let mut lab = Lab::new().unwrap();
+    lab.registry.start_https().unwrap();
     let host = Host::start(&mut lab, "n1", &[]);
-    context(&host.machine);
+    context(&host.machine, &lab.registry.ca_certificate());
     let buildah = [
         "buildah",
         "--storage-driver",

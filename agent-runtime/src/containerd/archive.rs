@@ -4,9 +4,10 @@
 //! a name that leads elsewhere leads nowhere. Members are read in pieces; what they are is decided
 //! by digests, which the content store verifies, as it does for what registries send.
 
+mod members;
+
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::FileExt as _;
 use std::path::Path;
 use std::sync::Arc;
@@ -23,9 +24,8 @@ use super::fetch::Origin;
 use super::manifest::Descriptor;
 use crate::error::Error;
 use crate::registry::{Fetched, MANIFEST_MAX, Progress, Source, digest, matches, sha256_of};
+use members::Region;
 
-/// Members of an archive: images have at most some hundred layers each.
-const MEMBERS_MAX: usize = 20_000;
 /// Bytes that are spooled: no image is as large.
 const ARCHIVE_MAX: u64 = 256 << 30;
 /// Silence of the sender for this long is the end.
@@ -34,15 +34,10 @@ const PIECE_MAX: Duration = Duration::from_secs(60);
 const PIECE: usize = 1 << 20;
 /// Images in one archive.
 const IMAGES_MAX: usize = 1000;
+/// Layers of one image; overlayfs takes 500 lower directories.
+const LAYERS_MAX: usize = 500;
 
 static SPOOLED: AtomicU64 = AtomicU64::new(0);
-
-/// Where a member's bytes are in the archive.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Region {
-    offset: u64,
-    size: u64,
-}
 
 /// An archive and what it has.
 #[derive(Debug, Clone)]
@@ -50,6 +45,9 @@ pub(crate) struct Archive {
     file: Arc<File>,
     members: Arc<BTreeMap<String, Region>>,
 }
+
+/// Digests of members that are known by their content alone, as images may share them.
+type Digests = BTreeMap<Region, String>;
 
 /// One image of an archive.
 #[derive(Debug)]
@@ -66,6 +64,13 @@ pub(super) struct InArchive {
     /// Members by the digests that their image gives them.
     blobs: BTreeMap<String, Region>,
     progress: Progress,
+}
+
+/// The parts of one image that were described so far.
+struct Parts<'a> {
+    blobs: BTreeMap<String, Region>,
+    /// Of all images.
+    digests: &'a mut Digests,
 }
 
 #[derive(Deserialize)]
@@ -149,40 +154,23 @@ impl Archive {
         if got == 0 {
             return Err(bad("it is empty"));
         }
-        let mut members = BTreeMap::new();
-        let mut reader: &File = &file;
-        reader.seek(SeekFrom::Start(0)).map_err(bad)?;
-        let mut archive = tar::Archive::new(reader);
-        // Raw: names of images' parts are short, and long ones would be read into memory whole.
-        let entries = archive.entries_with_seek().map_err(bad)?.raw(true);
-        for entry in entries {
-            let entry = entry.map_err(|error| bad(format!("it is no tar file: {error}")))?;
-            if members.len() >= MEMBERS_MAX {
-                return Err(bad(format!("it has more than {MEMBERS_MAX} members")));
-            }
-            if !entry.header().entry_type().is_file() {
-                continue;
-            }
-            let name = entry.path_bytes();
-            let name = String::from_utf8_lossy(&name);
-            let name = name.strip_prefix("./").unwrap_or(&name).to_owned();
-            if name.starts_with('/') || name.split('/').any(|part| part == "..") {
-                return Err(bad(format!("its member {name:?} leads out of it")));
-            }
-            let region = Region {
-                offset: entry.raw_file_position(),
-                size: entry.size(),
-            };
-            members.insert(name, region);
-        }
+        let members = members::read(&file)?;
         Ok(Self {
             file,
             members: Arc::new(members),
         })
     }
 
-    /// The images in it. `name` is for the only one, where it has none.
-    pub(super) fn images(&self, name: Option<&str>) -> Result<Vec<Archived>, Error> {
+    /// The images in it. `name` is for the only one, where it has none. Reads layers whole, which
+    /// may take minutes.
+    pub(super) async fn found(&self, name: Option<&str>) -> Result<Vec<Archived>, Error> {
+        let (archive, name) = (self.clone(), name.map(str::to_owned));
+        tokio::task::spawn_blocking(move || archive.images(name.as_deref()))
+            .await
+            .map_err(bad)?
+    }
+
+    fn images(&self, name: Option<&str>) -> Result<Vec<Archived>, Error> {
         let mut images = if self.members.contains_key("index.json") {
             self.of_layout()?
         } else if self.members.contains_key("manifest.json") {
@@ -214,8 +202,9 @@ impl Archive {
 
     fn of_layout(&self) -> Result<Vec<Archived>, Error> {
         let index: OciIndex = self.json("index.json")?;
+        limit(index.manifests.len(), (IMAGES_MAX, "images"), "it")?;
         let mut images: BTreeMap<String, Archived> = BTreeMap::new();
-        for entry in index.manifests.into_iter().take(IMAGES_MAX) {
+        for entry in index.manifests {
             let name = entry.annotations.get("io.containerd.image.name");
             let name = name.or_else(|| {
                 // By the specification it may be a tag alone, which says too little.
@@ -241,14 +230,23 @@ impl Archive {
 
     fn of_docker(&self) -> Result<Vec<Archived>, Error> {
         let entries: Vec<DockerEntry> = self.json("manifest.json")?;
+        limit(entries.len(), (IMAGES_MAX, "images"), "it")?;
+        for entry in &entries {
+            let whose = format!("its image {}", entry.config);
+            limit(entry.layers.len(), (LAYERS_MAX, "layers"), &whose)?;
+        }
+        let mut digests = Digests::new();
         let mut images = Vec::new();
-        for entry in entries.into_iter().take(IMAGES_MAX) {
-            let mut blobs = BTreeMap::new();
-            let config = self.described(&entry.config, CONFIG_TYPE, &mut blobs)?;
+        for entry in entries {
+            let mut parts = Parts {
+                blobs: BTreeMap::new(),
+                digests: &mut digests,
+            };
+            let config = self.described(&entry.config, CONFIG_TYPE, &mut parts)?;
             let mut layers = Vec::new();
             for layer in &entry.layers {
                 let media_type = self.layer_type(layer)?;
-                layers.push(self.described(layer, media_type, &mut blobs)?);
+                layers.push(self.described(layer, media_type, &mut parts)?);
             }
             let manifest = serde_json::json!({
                 "schemaVersion": 2,
@@ -267,7 +265,7 @@ impl Archive {
                 },
                 origin: InArchive {
                     archive: self.clone(),
-                    blobs,
+                    blobs: parts.blobs,
                     progress: Progress::default(),
                 },
             });
@@ -280,16 +278,20 @@ impl Archive {
         &self,
         name: &str,
         media_type: &str,
-        blobs: &mut BTreeMap<String, Region>,
+        parts: &mut Parts<'_>,
     ) -> Result<serde_json::Value, Error> {
         let region = self.member(name)?;
-        let digest = self.digest_of(region)?;
+        let digest = match parts.digests.get(&region) {
+            Some(digest) => digest.clone(),
+            None => self.digest_of(region)?,
+        };
+        parts.digests.insert(region, digest.clone());
         // docker save names a config by its digest.
         let hex = name.strip_suffix(".json").filter(|hex| hex.len() == 64);
         if hex.is_some_and(|hex| digest != format!("sha256:{hex}")) {
             return Err(bad(format!("its member {name} does not match its digest")));
         }
-        blobs.insert(digest.clone(), region);
+        parts.blobs.insert(digest.clone(), region);
         Ok(serde_json::json!({
             "mediaType": media_type, "digest": digest, "size": region.size,
         }))
@@ -340,6 +342,15 @@ impl Archive {
 }
 
 const CONFIG_TYPE: &str = "application/vnd.docker.container.image.v1+json";
+
+fn limit(count: usize, (most, what): (usize, &str), whose: &str) -> Result<(), Error> {
+    match count > most {
+        true => Err(bad(format!(
+            "{whose} has {count} {what}, at most {most} are taken"
+        ))),
+        false => Ok(()),
+    }
+}
 
 fn full(name: &str) -> Result<String, Error> {
     let reference = name.parse::<Reference>().map_err(bad)?;
@@ -418,5 +429,89 @@ impl Origin for InArchive {
 
     fn name(&self) -> String {
         "archive".to_owned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write as _;
+
+    use super::*;
+
+    /// An archive of members with contents; a content that begins with `->` is a link.
+    fn archive(members: &[(&str, &str)]) -> Archive {
+        let mut builder = tar::Builder::new(tempfile::tempfile().unwrap());
+        for (name, content) in members {
+            let mut header = tar::Header::new_gnu();
+            header.set_size(0);
+            if let Some(target) = content.strip_prefix("->") {
+                header.set_entry_type(tar::EntryType::Symlink);
+                builder.append_link(&mut header, name, target).unwrap();
+                continue;
+            }
+            header.set_size(content.len() as u64);
+            builder
+                .append_data(&mut header, name, content.as_bytes())
+                .unwrap();
+        }
+        let mut file = builder.into_inner().unwrap();
+        file.flush().unwrap();
+        Archive::read(Arc::new(file)).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_layer_that_docker_saved_as_a_link_is_the_layer() {
+        let manifest = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["x/layer.tar"]},
+            {"Config":"d.json","RepoTags":["b:1"],"Layers":["x/layer.tar","y/layer.tar"]}]"#;
+        let archive = archive(&[
+            ("c.json", "{}"),
+            ("d.json", "{ }"),
+            ("x/layer.tar", "layer"),
+            ("y/layer.tar", "->../x/layer.tar"),
+            ("manifest.json", manifest),
+        ]);
+        let images = archive.found(None).await.unwrap();
+        let [_, second] = images.as_slice() else {
+            panic!("{images:?}");
+        };
+        let body: serde_json::Value = serde_json::from_slice(&second.top.body).unwrap();
+        let of = |at: usize| body["layers"][at]["digest"].as_str().unwrap().to_owned();
+        assert_eq!(of(0), digest(b"layer"));
+        assert_eq!(of(1), digest(b"layer"));
+    }
+
+    #[test]
+    fn a_member_is_hashed_once() {
+        let manifest = r#"[{"Config":"c.json","RepoTags":["a:1"],"Layers":["x"]}]"#;
+        let archive = archive(&[("x", "layer"), ("manifest.json", manifest)]);
+        let mut digests = Digests::from([(archive.member("x").unwrap(), "known".to_owned())]);
+        let mut parts = Parts {
+            blobs: BTreeMap::new(),
+            digests: &mut digests,
+        };
+        let described = archive.described("x", "", &mut parts).unwrap();
+        assert_eq!(described["digest"], "known");
+    }
+
+    #[test]
+    fn what_is_too_much_is_refused_before_it_is_read() {
+        let layers = vec!["\"none\""; LAYERS_MAX + 1].join(",");
+        let manifest = format!(r#"[{{"Config":"c.json","RepoTags":["a:1"],"Layers":[{layers}]}}]"#);
+        let error = archive(&[("manifest.json", &manifest)]).images(None);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("has 501 layers, at most 500"), "{error}");
+        let entry = r#"{"Config":"c.json","RepoTags":["a:1"],"Layers":[]}"#;
+        let manifest = format!("[{}]", vec![entry; IMAGES_MAX + 1].join(","));
+        let error = archive(&[("manifest.json", &manifest)]).images(None);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("has 1001 images"), "{error}");
+        let entry = r#"{"digest":"sha256:1"}"#;
+        let index = format!(
+            r#"{{"manifests":[{}]}}"#,
+            vec![entry; IMAGES_MAX + 1].join(",")
+        );
+        let error = archive(&[("index.json", &index)]).images(None);
+        let error = error.unwrap_err().to_string();
+        assert!(error.contains("has 1001 images"), "{error}");
     }
 }

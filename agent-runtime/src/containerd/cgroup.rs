@@ -61,6 +61,20 @@ pub(super) fn only_v2() -> bool {
     Path::new(ROOT).join("cgroup.controllers").exists()
 }
 
+/// Whether the kernel counts swap by cgroup. It does not with `swapaccount=0`, the default of some
+/// older distributions.
+pub(super) fn counts_swap() -> bool {
+    let root = Path::new(ROOT);
+    if !only_v2() {
+        return root.join("memory/memory.memsw.limit_in_bytes").exists();
+    }
+    // The root itself has no limits; what is below it has.
+    let children = std::fs::read_dir(root).into_iter().flatten().flatten();
+    children
+        .map(|child| child.path().join("memory.swap.max"))
+        .any(|file| file.exists())
+}
+
 /// The value of one `name value` line.
 fn counter(text: &str, name: &str) -> Option<u64> {
     text.lines().find_map(|line| {

@@ -5,16 +5,12 @@ use std::path::Path;
 use super::cgroup;
 
 /// A feature, and the path that is there where the kernel has it.
-const BY_PATH: [(&str, &str); 6] = [
+const BY_PATH: [(&str, &str); 5] = [
     ("ipv6", "/proc/net/if_inet6"),
     ("overlayfs", "/sys/module/overlay"),
     ("seccomp", "/proc/sys/kernel/seccomp/actions_avail"),
     ("selinux", "/sys/fs/selinux/enforce"),
     ("user-namespaces", "/proc/self/ns/user"),
-    (
-        "swap-accounting",
-        "/sys/fs/cgroup/memory/memory.memsw.limit_in_bytes",
-    ),
 ];
 
 /// All of them, sorted: `cgroup-v2`, `cgroup-memory` and so on for each controller, `apparmor`,
@@ -32,6 +28,9 @@ pub(super) fn kernel() -> Vec<String> {
     let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
     if apparmor.is_ok_and(|text| text.trim() == "Y") {
         features.push("apparmor".to_owned());
+    }
+    if cgroup::counts_swap() {
+        features.push("cgroup-swap".to_owned());
     }
     features.sort_unstable();
     features.dedup();

@@ -9,6 +9,8 @@
 //! images share is fetched and unpacked once; whatever the image record names is whole, because
 //! the record is written last; labels (`containerd.io/gc.ref.*`) keep exactly that from collection.
 
+mod usage;
+
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -24,6 +26,7 @@ use prost_types::FieldMask;
 use swarm_proto::reference::Reference;
 use swarm_proto::registry_auth::Credentials;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::client::{CALL_MAX, Client, Failure, or_absent};
 use super::content::Content;
@@ -36,6 +39,7 @@ use crate::error::Error;
 use crate::host;
 use crate::image::PullState;
 use crate::registry::{MANIFEST_MAX, Patience, Progress, Registries, digest};
+use usage::Usage;
 
 /// Images remembered; a node seldom runs more. Reading one again costs some milliseconds.
 const WHOLE_MAX: usize = 256;
@@ -44,11 +48,8 @@ const WHOLE_MAX: usize = 256;
 const PROGRESS_EVERY: Duration = Duration::from_secs(2);
 /// How often an operator who waits for a pull sees how far it is.
 const SHOWN_EVERY: Duration = Duration::from_millis(100);
-/// An image's last use is written down again after this long: its collection counts in hours.
-const TOUCH_EVERY_S: u64 = 60;
-/// Between the moment a task takes an image and that of its container's record there are some
-/// milliseconds, or a second where a thousand come at once.
-const TAKEN_S: u64 = 5;
+/// Begins what a task hears where the registry was not there.
+const AS_PRESENT: &str = "prepared from the image present on this node: ";
 
 /// An image that is ready to run.
 #[derive(Debug, Clone)]
@@ -111,8 +112,7 @@ pub(super) struct Inner {
     pulls: Mutex<BTreeMap<String, UnderWay>>,
     /// Images that were found whole, by digest: spares reading them for every task.
     whole: Mutex<BTreeMap<String, Image>>,
-    /// When the last use of an image was written down, by name, in seconds.
-    touched: Mutex<BTreeMap<String, u64>>,
+    usage: Mutex<Usage>,
     /// One lock per digest that is being fetched, per chain id that is being unpacked: containerd
     /// takes one writer of each.
     locks: Mutex<BTreeMap<String, Weak<tokio::sync::Mutex<()>>>>,
@@ -129,7 +129,7 @@ impl Images {
                 registries,
                 pulls: Mutex::default(),
                 whole: Mutex::default(),
-                touched: Mutex::default(),
+                usage: Mutex::default(),
                 locks: Mutex::default(),
                 leases,
             }),
@@ -187,7 +187,7 @@ impl Images {
                     let image = result.map_err(Error::from)?;
                     told.send_replace(progress.state());
                     return match image.notice {
-                        Some(notice) => Err(Error::Fatal(format!("image {}: {notice}", image.name))),
+                        Some(notice) => Err(not_as_there_now(&image.name, &notice)),
                         None => Ok(image),
                     };
                 }
@@ -255,16 +255,12 @@ impl Inner {
         // A digest names one content for ever: what is here is what the registry has, under
         // whatever name it came.
         if let Some(digest) = &pull.reference.digest {
-            match self.load(pull, digest).await {
-                Ok(image) if local.is_some() => {
-                    self.touch(name).await;
-                    return Ok(image);
-                }
-                Ok(image) => {
-                    let target = self.content.descriptor(digest, MANIFEST_MAX).await?;
-                    self.record(name, target).await?;
-                    return Ok(image);
-                }
+            let present = match local {
+                Some(_) => self.take(pull, digest).await,
+                None => self.adopt(pull, digest).await,
+            };
+            match present {
+                Ok(image) => return Ok(image),
                 Err(error) => tracing::debug!(image = name, %error, "image here is not whole"),
             }
         }
@@ -277,15 +273,33 @@ impl Inner {
         };
         match self.load(pull, &local).await {
             Ok(mut image) => {
-                image.notice = Some(format!(
-                    "prepared from the image present on this node: {error}"
-                ));
+                image.notice = Some(format!("{AS_PRESENT}{error}"));
                 tracing::warn!(image = name, %error, "using the image present");
                 self.touch(name).await;
                 Ok(image)
             }
             Err(_) => Err(named(name, error)),
         }
+    }
+
+    /// The image of a digest whose name has a record.
+    async fn take(&self, pull: &Request, digest: &str) -> Result<Image, Error> {
+        let image = self.load(pull, digest).await?;
+        self.touch(&pull.name).await;
+        Ok(image)
+    }
+
+    /// The image of a digest that is here under another name, which gets this name too.
+    async fn adopt(&self, pull: &Request, digest: &str) -> Result<Image, Error> {
+        // What is remembered may be gone with the last name of it: others may remove images too.
+        self.whole().remove(digest);
+        let target = self.content.descriptor(digest, MANIFEST_MAX).await?;
+        let lease = self.leases.take().await?;
+        lease.keep(digest).await?;
+        let image = self.load(pull, digest).await?;
+        self.record(&pull.name, target).await?;
+        lease.end().await?;
+        Ok(image)
     }
 
     /// The digest that the image record names, if there is a record.
@@ -422,14 +436,13 @@ impl Inner {
 
     /// Names what is here; from now on the record keeps it.
     pub(super) async fn record(&self, name: &str, target: ContentDescriptor) -> Result<(), Error> {
-        let now = host::now_s();
         let image = ImageRecord {
             name: name.to_owned(),
-            labels: HashMap::from([(label::IMAGE_USED.to_owned(), now.to_string())]),
+            labels: used_now(),
             target: Some(target),
             ..Default::default()
         };
-        self.note_touch(name, now);
+        self.usage().write(name, Instant::now());
         let mut rpc = ImagesClient::new(self.client.channel());
         let request = self.client.request(CreateImageRequest {
             image: Some(image.clone()),
@@ -464,13 +477,12 @@ impl Inner {
     /// Writes down that an image is used now, where that was not done lately: its collection
     /// counts from its last use, also after a restart of swarmd.
     pub(super) async fn touch(&self, name: &str) {
-        let now = host::now_s();
-        if !self.note_touch(name, now) {
+        if !self.usage().take(name, Instant::now()) {
             return;
         }
         let image = ImageRecord {
             name: name.to_owned(),
-            labels: HashMap::from([(label::IMAGE_USED.to_owned(), now.to_string())]),
+            labels: used_now(),
             ..Default::default()
         };
         let mask = FieldMask {
@@ -481,24 +493,13 @@ impl Inner {
         }
     }
 
-    /// True where the last note is old enough for another.
-    fn note_touch(&self, name: &str, now: u64) -> bool {
-        let mut touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-        touched.retain(|_, at| at.saturating_add(TOUCH_EVERY_S) > now);
-        if touched.contains_key(name) {
-            return false;
-        }
-        touched.insert(name.to_owned(), now);
-        true
+    fn usage(&self) -> MutexGuard<'_, Usage> {
+        self.usage.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// True where a task has just taken the image.
-    pub(super) fn touched_lately(&self, name: &str) -> bool {
-        let now = host::now_s();
-        let touched = self.touched.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = touched.get(name);
-        let lately = at.is_some_and(|at| at.saturating_add(TAKEN_S) > now);
-        lately || self.pulling().iter().any(|pulling| pulling == name)
+    /// True where the image was taken since then, or is being brought in.
+    pub(super) fn taken_since(&self, name: &str, since: Instant) -> bool {
+        self.usage().taken_since(name, since) || self.pulling().iter().any(|other| other == name)
     }
 
     /// All image records of the namespace.
@@ -544,6 +545,18 @@ impl Inner {
     }
 }
 
+fn used_now() -> HashMap<String, String> {
+    HashMap::from([(label::IMAGE_USED.to_owned(), host::now_s().to_string())])
+}
+
+/// The words for an operator who asks for what the registry has now, from those for a task.
+fn not_as_there_now(image: &str, notice: &str) -> Error {
+    let reason = notice.strip_prefix(AS_PRESENT).unwrap_or(notice);
+    Error::Fatal(format!(
+        "image {image}: {reason}; the image present on this node stays as it is"
+    ))
+}
+
 fn named(image: &str, error: Error) -> Error {
     match error {
         Error::Fatal(reason) => Error::Fatal(format!("image {image}: {reason}")),
@@ -569,5 +582,21 @@ impl From<Refusal> for Error {
             Refusal::Temporary(text) => Self::Temporary(text),
             Refusal::Unavailable { runtime, reason } => Self::Unavailable { runtime, reason },
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_operator_reads_why_nothing_came() {
+        let notice = format!("{AS_PRESENT}registry r: refused");
+        let error = not_as_there_now("r/web:1", &notice).to_string();
+        assert!(
+            error.starts_with("image r/web:1: registry r: refused;"),
+            "{error}"
+        );
+        assert!(!error.contains("prepared"), "{error}");
     }
 }

@@ -10,7 +10,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use containerd_client::services::v1::leases_client::LeasesClient;
-use containerd_client::services::v1::{CreateRequest, DeleteRequest, ListRequest};
+use containerd_client::services::v1::{
+    AddResourceRequest, CreateRequest, DeleteRequest, ListRequest, Resource,
+};
 
 use tokio::task::JoinSet;
 
@@ -62,6 +64,22 @@ impl Leases {
 impl Lease {
     pub(super) fn id(&self) -> &str {
         &self.id
+    }
+
+    /// Keeps a blob that is there, and what its labels refer to.
+    pub(super) async fn keep(&self, digest: &str) -> Result<(), Failure> {
+        let request = self.client.request(AddResourceRequest {
+            id: self.id.clone(),
+            resource: Some(Resource {
+                id: digest.to_owned(),
+                r#type: "content".to_owned(),
+            }),
+        });
+        let mut rpc = LeasesClient::new(self.client.channel());
+        self.client
+            .call("add to lease", CALL_MAX, rpc.add_resource(request))
+            .await?;
+        Ok(())
     }
 
     /// Ends it; what it alone kept is collected later.

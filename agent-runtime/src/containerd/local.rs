@@ -15,12 +15,13 @@ use futures::stream::BoxStream;
 use swarm_proto::reference::Reference;
 use swarm_proto::registry_auth::Credentials;
 use tokio::sync::watch;
+use tokio::time::Instant;
 
 use super::archive::Archive;
 use super::client::CALL_MAX;
-use super::collect::{Disk, Unused, choose};
+use super::collect::{Disk, Outcome, Pass, Unused};
 use super::label;
-use super::manifest::{ImageConfig, Manifest, choose as choose_platform};
+use super::manifest::{ImageConfig, Manifest, choose};
 use super::node::Node;
 use super::snapshot::SNAPSHOTTER;
 use crate::error::Error;
@@ -31,6 +32,9 @@ use crate::registry::MANIFEST_MAX;
 /// Looks for images to collect; kubelet's period. More often where images go sooner.
 const COLLECT_EVERY: Duration = Duration::from_mins(5);
 const COLLECT_AT_MOST_EVERY: Duration = Duration::from_secs(1);
+/// Between the moment a task takes an image and that of its container's record there are some
+/// milliseconds, or a second where a thousand come at once.
+const TAKEN: Duration = Duration::from_secs(5);
 
 /// The images of a node.
 #[derive(Debug)]
@@ -104,7 +108,7 @@ impl LocalImages {
         let mut size = body.len() as u64;
         let mut parsed = Manifest::parse(&body)?;
         if let Manifest::Index { entries, .. } = &parsed {
-            let entry = choose_platform(entries, host::architecture())?;
+            let entry = choose(entries, host::architecture())?;
             let body = content.read(&entry.digest, MANIFEST_MAX).await?;
             size += body.len() as u64;
             parsed = Manifest::parse(&body)?;
@@ -131,8 +135,37 @@ impl LocalImages {
 
     /// Removes what the policy says; returns what went.
     pub(super) async fn collect(&self, policy: &Collection) -> Result<Vec<String>, Error> {
+        // What is taken from here on may be missing in the lists.
+        let begin = Instant::now();
+        let begin = begin.checked_sub(TAKEN).unwrap_or(begin);
+        let unused = self.unused().await?;
+        let mut pass = Pass::new(unused, self.disk().await, policy, host::now_s());
+        while let Some(image) = pass.next(self.disk().await) {
+            let outcome = self.remove_unused(&image, begin).await;
+            pass.note(&image, outcome)?;
+        }
+        Ok(pass.gone())
+    }
+
+    async fn remove_unused(&self, image: &Unused, begin: Instant) -> Result<Outcome, Error> {
         let inner = &self.node.images.inner;
-        let mut present = self.present().await?;
+        if image
+            .names
+            .iter()
+            .any(|name| inner.taken_since(name, begin))
+        {
+            return Ok(Outcome::Spared);
+        }
+        for name in &image.names {
+            inner.delete(name).await?;
+        }
+        Ok(Outcome::Removed)
+    }
+
+    /// The images that nobody uses.
+    async fn unused(&self) -> Result<Vec<Unused>, Error> {
+        let inner = &self.node.images.inner;
+        let present = self.present().await?;
         let pulling = inner.pulling();
         let used: BTreeSet<String> = present
             .iter()
@@ -142,8 +175,6 @@ impl LocalImages {
             .map(|image| image.digest.clone())
             .collect();
         let mut unused = Vec::new();
-        let mut names = BTreeMap::new();
-        present.sort_by(|a, b| a.names.cmp(&b.names));
         for image in present {
             let Some(used_s) = image.used_s.filter(|_| !used.contains(&image.digest)) else {
                 // In use, or of unknown age: its time begins now.
@@ -152,29 +183,12 @@ impl LocalImages {
                 }
                 continue;
             };
-            let all = image.names.clone();
-            let shown = self.shown(image).await;
-            names.insert(shown.name.clone(), all);
             unused.push(Unused {
-                name: shown.name,
-                size: shown.size,
+                names: image.names,
                 used_s,
             });
         }
-        let mut gone = Vec::new();
-        for name in choose(unused, self.disk().await, policy, host::now_s()) {
-            let all = names.remove(&name).unwrap_or_default();
-            // A task may have taken it since it was looked at.
-            if all.iter().any(|name| inner.touched_lately(name)) {
-                continue;
-            }
-            for name in &all {
-                inner.delete(name).await?;
-            }
-            tracing::info!(image = name, "unused image removed");
-            gone.push(name);
-        }
-        Ok(gone)
+        Ok(unused)
     }
 
     /// The disk that snapshots are on, where containerd says which it is and it can be seen here.
@@ -207,8 +221,15 @@ pub(super) async fn run(images: LocalImages, policy: Collection) {
     });
     loop {
         tokio::time::sleep(every).await;
-        if let Err(error) = images.collect(&policy).await {
-            tracing::debug!(%error, "images are not collected");
+        match images.collect(&policy).await {
+            Ok(_) => {}
+            // The connection's own watch tells that.
+            Err(error @ Error::Unavailable { .. }) => {
+                tracing::debug!(%error, "images are not collected");
+            }
+            Err(error @ (Error::Fatal(_) | Error::Temporary(_))) => {
+                tracing::warn!(%error, "images are not collected");
+            }
         }
     }
 }
@@ -260,7 +281,7 @@ impl ImageStore for LocalImages {
     ) -> Result<Vec<LocalImage>, Error> {
         let archive = Archive::spool(&self.spool, archive).await?;
         let mut images = Vec::new();
-        for image in archive.images(name)? {
+        for image in archive.found(name).await? {
             let inner = &self.node.images.inner;
             let lease = inner.leases.take().await?;
             let top = (lease.id(), image.top.clone());

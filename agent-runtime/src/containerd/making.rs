@@ -281,6 +281,7 @@ impl Making {
             netns: (names.network == Network::Host).then(|| self.node.network.node_netns()),
             cgroup: cgroup::path(self.node.client.namespace(), self.id()),
             cgroup_v2: cgroup::only_v2(),
+            swap_counted: cgroup::counts_swap(),
         })
     }
 

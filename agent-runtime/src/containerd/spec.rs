@@ -4,7 +4,7 @@
 //! question to the kernel, whether it counts swap.
 
 use std::collections::BTreeMap;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use serde_json::{Map, Value, json};
@@ -49,6 +49,8 @@ pub(super) struct Input<'a> {
     pub cgroup: String,
     /// True on hosts with only cgroup v2, where a container gets a cgroup namespace.
     pub cgroup_v2: bool,
+    /// Whether the kernel counts swap by cgroup: runc fails on any limit where it does not.
+    pub swap_counted: bool,
 }
 
 /// Builds the spec.
@@ -299,7 +301,7 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
     if reservations.memory_bytes > 0 {
         memory.insert("reservation".to_owned(), json!(reservations.memory_bytes));
     }
-    let counted = || swap_is_counted(input.cgroup_v2);
+    let counted = input.swap_counted;
     if let Some(both) = memory_and_swap(limits.memory_bytes, spec.swap_bytes, counted)? {
         memory.insert("swap".to_owned(), json!(both));
     }
@@ -341,11 +343,7 @@ fn resources(input: &Input<'_>) -> Result<Value, Error> {
 }
 
 /// The most memory and swap together, which is how the kernel counts; none is without limit.
-fn memory_and_swap(
-    memory: i64,
-    swap: Option<i64>,
-    counted: impl FnOnce() -> bool,
-) -> Result<Option<i64>, Error> {
+fn memory_and_swap(memory: i64, swap: Option<i64>, counted: bool) -> Result<Option<i64>, Error> {
     match swap {
         Some(swap) if swap < 0 => Ok(None),
         Some(_) if memory <= 0 => Err(Error::Fatal(
@@ -353,23 +351,9 @@ fn memory_and_swap(
         )),
         Some(swap) => Ok(Some(memory.saturating_add(swap))),
         // Docker's default: as much swap as memory. A leak would fill the node's swap else.
-        None if memory > 0 && counted() => Ok(Some(memory.saturating_mul(2))),
+        None if memory > 0 && counted => Ok(Some(memory.saturating_mul(2))),
         None => Ok(None),
     }
-}
-
-/// Whether the kernel counts swap by cgroup. It does not with `swapaccount=0`, the default of some
-/// older distributions, and runc fails there on any limit.
-fn swap_is_counted(cgroup_v2: bool) -> bool {
-    let root = Path::new("/sys/fs/cgroup");
-    if !cgroup_v2 {
-        return root.join("memory/memory.memsw.limit_in_bytes").exists();
-    }
-    // The root itself has no limits; what is below it has.
-    let children = std::fs::read_dir(root).into_iter().flatten().flatten();
-    children
-        .map(|child| child.path().join("memory.swap.max"))
-        .any(|file| file.exists())
 }
 
 /// The host name: the spec's, expanded, or the first twelve characters of the task id. In the node's

@@ -47,6 +47,7 @@ impl Case {
             netns: None,
             cgroup: "/swarm/n/t1".to_owned(),
             cgroup_v2: false,
+            swap_counted: false,
         };
         build(&input).map_err(|error| error.to_string())
     }
@@ -149,15 +150,15 @@ fn limits_reach_the_kernel_in_its_units() {
 
 #[test]
 fn swap_is_as_much_as_memory_unless_said_otherwise() {
-    let swap = |memory, swap| memory_and_swap(memory, swap, || true).unwrap();
+    let swap = |memory, swap| memory_and_swap(memory, swap, true).unwrap();
     assert_eq!(swap(64, None), Some(128));
     assert_eq!(swap(64, Some(16)), Some(80));
     assert_eq!(swap(64, Some(0)), Some(64));
     assert_eq!(swap(64, Some(-1)), None);
     assert_eq!(swap(0, None), None);
     assert_eq!(swap(0, Some(-1)), None);
-    assert!(memory_and_swap(0, Some(16), || true).is_err());
-    let uncounted = memory_and_swap(64, None, || false);
+    assert!(memory_and_swap(0, Some(16), true).is_err());
+    let uncounted = memory_and_swap(64, None, false);
     assert_eq!(uncounted.unwrap(), None, "runc would fail on any limit");
 }
 

@@ -8,9 +8,9 @@ use reqwest::{Client, Url};
 use serde::Deserialize;
 use swarm_proto::registry_auth::Credentials;
 
-use super::connection;
-use super::endpoint::Trust;
+use super::endpoint::{Endpoint, Trust};
 use super::trouble::Trouble;
+use super::{Registries, connection};
 
 /// How this client introduces itself to token servers.
 const CLIENT_ID: &str = "swarmd";
@@ -36,10 +36,9 @@ struct TokenAnswer {
     access_token: String,
 }
 
-/// Answers the challenge of a 401 with the value of an `Authorization` header.
+/// Answers the challenge of a 401 from an endpoint with the value of an `Authorization` header.
 pub(super) async fn answer(
-    http: &Client,
-    trust: Trust,
+    (registries, endpoint): (&Registries, &Endpoint),
     (headers, path): (&HeaderMap, &str),
     credentials: &Credentials,
 ) -> Result<HeaderValue, Trouble> {
@@ -63,12 +62,17 @@ pub(super) async fn answer(
             let realm = Url::parse(&realm)
                 .map_err(|_| Trouble::Wrong("it names no token server".to_owned()))?;
             // Whoever reads along there has the password.
-            if trust == Trust::Verified && realm.scheme() != "https" {
-                return Err(Trouble::Wrong(
-                    "its token server is not behind HTTPS".to_owned(),
-                ));
+            if registries.trust_of_realm(endpoint, &realm) == Trust::Verified
+                && realm.scheme() != "https"
+            {
+                return Err(Trouble::Wrong(format!(
+                    "its token server {} is not behind HTTPS; name that as an insecure registry if it is meant",
+                    realm.origin().ascii_serialization()
+                )));
             }
-            let token = token(http, realm, (&service, &scope), credentials).await?;
+            let http = registries.token_client(endpoint, &realm);
+            let http = http.map_err(|error| Trouble::Wrong(error.to_string()))?;
+            let token = token(&http, realm, (&service, &scope), credentials).await?;
             format!("Bearer {token}")
         }
         (None, _) => return Err(unauthorized("it does not say how to sign in")),

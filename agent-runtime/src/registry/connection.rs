@@ -1,19 +1,20 @@
 //! Requests to one endpoint about one repository: signed in when it asks, again when that ran out.
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use futures::StreamExt as _;
-use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderValue, RANGE};
-use reqwest::{Client, RequestBuilder, Response, StatusCode};
+use reqwest::header::{ACCEPT, ACCEPT_ENCODING, AUTHORIZATION, HeaderMap, HeaderValue, RANGE};
+use reqwest::{Client, RequestBuilder, Response, StatusCode, Url};
 use serde::Deserialize;
 use swarm_proto::registry_auth::Credentials;
+use tokio::sync::OnceCell;
 
 use super::auth;
-use super::endpoint::{Endpoint, Trust};
+use super::endpoint::Endpoint;
 use super::trouble::{Trouble, cause, retry_after};
-use super::{MANIFEST_MAX, MANIFEST_TYPES, digest, is_digest, matches};
+use super::{MANIFEST_MAX, MANIFEST_TYPES, Registries, digest, is_digest, matches};
 
 /// A manifest is some kilobytes: name lookup, handshake, token and answer together.
 const MANIFEST_TIME_MAX: Duration = Duration::from_secs(20);
@@ -22,13 +23,21 @@ const OPEN_MAX: Duration = Duration::from_secs(60);
 /// Bytes of the words on a refusal that are read.
 const WORDS_MAX: usize = 64 << 10;
 
-/// One endpoint, asked about one repository.
+/// Who to be at a place: looked up when that is asked, as it may take a program of the node's.
+pub(super) struct Caller {
+    host: String,
+    given: Credentials,
+    found: OnceCell<Result<Credentials, String>>,
+}
+
+/// One endpoint, asked about one repository. What it takes to ask is made when it is asked first.
 pub(super) struct Connection {
     pub(super) endpoint: Endpoint,
-    http: Client,
+    registries: Arc<Registries>,
+    http: OnceLock<Result<Client, String>>,
     /// `library/nginx`
     path: String,
-    credentials: Credentials,
+    caller: Arc<Caller>,
     /// What it took last: an `Authorization` header.
     signed_in: Mutex<Option<HeaderValue>>,
 }
@@ -49,23 +58,70 @@ pub(super) struct Answer {
     pub body: Bytes,
 }
 
+impl Caller {
+    /// At a host: whom the service says, or else whom the node says.
+    pub(super) fn new(host: &str, given: Credentials) -> Self {
+        Self {
+            host: host.to_owned(),
+            given,
+            found: OnceCell::new(),
+        }
+    }
+
+    async fn credentials(&self, registries: &Registries) -> Result<&Credentials, Trouble> {
+        let find = async || {
+            let found = registries.credentials_for(&self.host, &self.given).await;
+            found.map_err(|error| error.to_string())
+        };
+        let found = self.found.get_or_init(find).await;
+        found
+            .as_ref()
+            .map_err(|reason| Trouble::Wrong(reason.clone()))
+    }
+}
+
 impl Connection {
     pub(super) fn new(
         endpoint: Endpoint,
-        http: Client,
-        (path, credentials): (&str, Credentials),
+        registries: Arc<Registries>,
+        (path, caller): (&str, Arc<Caller>),
     ) -> Self {
         Self {
             endpoint,
-            http,
+            registries,
+            http: OnceLock::new(),
             path: path.to_owned(),
-            credentials,
+            caller,
             signed_in: Mutex::default(),
         }
     }
 
+    /// Why this node can't even ask, where that turned out.
+    pub(super) fn set_up_trouble(&self) -> Option<&str> {
+        let caller = self
+            .caller
+            .found
+            .get()
+            .and_then(|found| found.as_ref().err());
+        let http = self.http.get().and_then(|made| made.as_ref().err());
+        caller.or(http).map(String::as_str)
+    }
+
+    async fn set_up(&self) -> Result<(&Client, &Credentials), Trouble> {
+        let credentials = self.caller.credentials(&self.registries).await?;
+        let make = || {
+            let made = self.registries.client(&self.endpoint);
+            made.map_err(|error| error.to_string())
+        };
+        let http = self.http.get_or_init(make).as_ref();
+        let http = http.map_err(|reason| Trouble::Wrong(reason.clone()))?;
+        Ok((http, credentials))
+    }
+
     /// The manifest of a tag or a digest, verified where a digest says what is right.
     pub(super) async fn manifest(&self, version: &str) -> Result<Answer, Trouble> {
+        // A program that knows credentials has a limit of its own.
+        self.set_up().await?;
         let ask = async {
             let url = self.url(&format!("manifests/{version}"));
             let response = self.get(&url, Some(MANIFEST_TYPES), 0).await?;
@@ -93,6 +149,7 @@ impl Connection {
 
     /// Begins to read a blob from an offset on.
     pub(super) async fn blob(&self, digest: &str, offset: u64) -> Result<Response, Trouble> {
+        self.set_up().await?;
         let url = self.url(&format!("blobs/{digest}"));
         match tokio::time::timeout(OPEN_MAX, self.get(&url, None, offset)).await {
             Ok(answer) => answer,
@@ -116,10 +173,11 @@ impl Connection {
 
     /// A request, made once more where the registry wants to know first who asks.
     async fn get(&self, url: &str, accept: Option<&str>, offset: u64) -> Result<Response, Trouble> {
+        let (http, credentials) = self.set_up().await?;
         let mut last = None;
         for _ in 0..2 {
             // Bytes as they are stored: a digest is of those.
-            let mut request = self.http.get(url).header(ACCEPT_ENCODING, "identity");
+            let mut request = http.get(url).header(ACCEPT_ENCODING, "identity");
             if let Some(accept) = accept {
                 request = request.header(ACCEPT, accept);
             }
@@ -132,28 +190,45 @@ impl Connection {
             }
             let response = send(request).await?;
             match response.status() {
-                StatusCode::UNAUTHORIZED => last = Some(self.sign_in(&response).await?),
+                StatusCode::UNAUTHORIZED => {
+                    let (from, headers) = (response.url().clone(), response.headers().clone());
+                    // Read to its end, so that the connection is there for the next request.
+                    let _ = body(response, WORDS_MAX).await;
+                    last = Some(self.sign_in((&from, &headers), credentials).await?);
+                }
                 status if status.is_success() => return Ok(response),
                 _ => return Err(refusal(response).await),
             }
         }
         let reason = match last {
-            Some(()) if self.credentials == Credentials::Anonymous => "it lets nobody in unnamed",
+            Some(()) if *credentials == Credentials::Anonymous => "it lets nobody in unnamed",
             Some(()) | None => "it refuses these credentials",
         };
         Err(auth::unauthorized(reason))
     }
 
     /// Answers the registry's challenge; a token that ran out is replaced so too.
-    async fn sign_in(&self, response: &Response) -> Result<(), Trouble> {
-        let challenge = (response.headers(), self.path.as_str());
-        let header = auth::answer(&self.http, self.trust(), challenge, &self.credentials).await?;
+    async fn sign_in(
+        &self,
+        (from, headers): (&Url, &HeaderMap),
+        credentials: &Credentials,
+    ) -> Result<(), Trouble> {
+        // Whoever it redirected to must not get what is meant for it.
+        if !self.endpoint.is_origin_of(from) {
+            return Err(Trouble::Refused {
+                code: 401,
+                reason: format!(
+                    "it redirects to {}, which asks for credentials; those for {} are not sent there",
+                    from.origin().ascii_serialization(),
+                    self.endpoint.host
+                ),
+                after: None,
+            });
+        }
+        let whom = (self.registries.as_ref(), &self.endpoint);
+        let header = auth::answer(whom, (headers, &self.path), credentials).await?;
         *self.signed_in() = Some(header);
         Ok(())
-    }
-
-    fn trust(&self) -> Trust {
-        self.endpoint.trust
     }
 
     fn signed_in(&self) -> std::sync::MutexGuard<'_, Option<HeaderValue>> {

@@ -6,6 +6,8 @@ use std::str::FromStr;
 
 use swarm_proto::reference::{DEFAULT_REGISTRY, Reference};
 
+use reqwest::Url;
+
 use super::Registries;
 
 /// Where Docker Hub's registry is.
@@ -20,25 +22,39 @@ pub struct Mirror {
     base: String,
 }
 
-/// A text that names no mirror.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("must be URL or REGISTRY=URL with http:// or https://, for example https://mirror.example")]
-pub struct InvalidMirror;
+/// A text that names no mirror. Says nothing of what it holds, which may be a password.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+pub enum InvalidMirror {
+    /// No address of HTTP.
+    #[error(
+        "must be URL or REGISTRY=URL with http:// or https://, for example https://mirror.example"
+    )]
+    NoUrl,
+    /// Settings are shown in process lists.
+    #[error(
+        "must not hold a user name or password; put those into the file that --registry-config names, under the \
+         mirror's host"
+    )]
+    Secret,
+}
 
 impl FromStr for Mirror {
     type Err = InvalidMirror;
 
     /// `URL` is Docker Hub's mirror, as in Docker; `REGISTRY=URL` another registry's.
     fn from_str(text: &str) -> Result<Self, InvalidMirror> {
-        let scheme = text.find("://").ok_or(InvalidMirror)?;
+        let scheme = text.find("://").ok_or(InvalidMirror::NoUrl)?;
         let (registry, url) = match text.split_once('=') {
             Some((registry, url)) if registry.len() < scheme => (registry, url),
             Some(_) | None => (DEFAULT_REGISTRY, text),
         };
-        let url = reqwest::Url::parse(url).map_err(|_| InvalidMirror)?;
-        let plain = url.query().is_none() && url.fragment().is_none() && url.username().is_empty();
+        let url = Url::parse(url).map_err(|_| InvalidMirror::NoUrl)?;
+        if !url.username().is_empty() || url.password().is_some() {
+            return Err(InvalidMirror::Secret);
+        }
+        let plain = url.query().is_none() && url.fragment().is_none();
         if registry.is_empty() || !matches!(url.scheme(), "http" | "https") || !plain {
-            return Err(InvalidMirror);
+            return Err(InvalidMirror::NoUrl);
         }
         Ok(Self {
             registry: registry.to_owned(),
@@ -74,6 +90,13 @@ pub(super) struct Endpoint {
     pub trust: Trust,
     /// The registry that this is a copy of.
     pub mirror_of: Option<String>,
+}
+
+impl Endpoint {
+    /// True where an answer came from here, and not from where it redirected to.
+    pub(super) fn is_origin_of(&self, url: &Url) -> bool {
+        Url::parse(&self.base).is_ok_and(|base| base.origin() == url.origin())
+    }
 }
 
 impl Registries {
@@ -118,12 +141,29 @@ impl Registries {
         })
     }
 
+    /// How far a token server that an endpoint names must prove itself: its own host decides, as
+    /// the name of an insecure registry says nothing about others.
+    pub(super) fn trust_of_realm(&self, endpoint: &Endpoint, realm: &Url) -> Trust {
+        let place = place(realm);
+        let (host, own) = (host_of(&place), host_of(&endpoint.host));
+        // Loopback of another host than the registry's is whoever listens here.
+        let with_endpoint = host == own || (is_loopback(host) && is_loopback(own));
+        let insecure =
+            (with_endpoint && endpoint.trust != Trust::Verified) || self.is_named_insecure(&place);
+        match (insecure, realm.scheme()) {
+            (false, _) => Trust::Verified,
+            (true, "http") => Trust::Plain,
+            (true, _) => Trust::Unverified,
+        }
+    }
+
     fn is_insecure(&self, registry: &str) -> bool {
+        is_loopback(host_of(registry)) || self.is_named_insecure(registry)
+    }
+
+    fn is_named_insecure(&self, registry: &str) -> bool {
         let host = host_of(registry);
         let address: Option<IpAddr> = host.parse().ok();
-        if host == "localhost" || address.is_some_and(|address| address.is_loopback()) {
-            return true;
-        }
         self.insecure.iter().any(|rule| {
             rule == registry
                 || rule == host
@@ -135,7 +175,21 @@ impl Registries {
     }
 }
 
-fn host_of(registry: &str) -> &str {
+fn is_loopback(host: &str) -> bool {
+    let address: Option<IpAddr> = host.parse().ok();
+    host == "localhost" || address.is_some_and(|address| address.is_loopback())
+}
+
+/// `host` or `host:port` of an address.
+pub(super) fn place(url: &Url) -> String {
+    let host = url.host_str().unwrap_or_default();
+    match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    }
+}
+
+pub(super) fn host_of(registry: &str) -> &str {
     if let Some(rest) = registry.strip_prefix('[') {
         return rest.split(']').next().unwrap_or(rest);
     }
@@ -209,6 +263,55 @@ mod tests {
                 ("http://127.0.0.1:5000".to_owned(), Trust::Plain),
             ]
         );
+    }
+
+    #[test]
+    fn insecure_is_a_matter_of_each_host() {
+        let rules = Registries {
+            insecure: vec!["reg.test:5000".into(), "plain.test".into()],
+            mirrors: vec!["quay.io=http://mirror.test:5000".parse().unwrap()],
+            ..Registries::default()
+        };
+        let trust = |image: &str, realm: &str| {
+            let endpoints = rules.endpoints(&image.parse().unwrap());
+            rules.trust_of_realm(&endpoints[0], &realm.parse().unwrap())
+        };
+        let insecure = "reg.test:5000/a";
+        assert_eq!(trust(insecure, "https://auth.test/t"), Trust::Verified);
+        assert_eq!(trust(insecure, "http://auth.test/t"), Trust::Verified);
+        assert_eq!(trust(insecure, "http://127.0.0.1/t"), Trust::Verified);
+        assert_eq!(
+            trust(insecure, "https://reg.test:5000/t"),
+            Trust::Unverified
+        );
+        assert_eq!(trust(insecure, "http://reg.test:5001/t"), Trust::Plain);
+        assert_eq!(trust(insecure, "http://plain.test/t"), Trust::Plain);
+        assert_eq!(trust("a.test/b", "https://plain.test/t"), Trust::Unverified);
+        assert_eq!(trust("a.test/b", "http://[::1]/t"), Trust::Verified);
+        assert_eq!(
+            trust("127.0.0.1:5000/a", "http://localhost:1/t"),
+            Trust::Plain
+        );
+        assert_eq!(
+            trust("127.0.0.1:5000/a", "https://auth.test/t"),
+            Trust::Verified
+        );
+        assert_eq!(
+            trust("quay.io/a", "http://mirror.test:5001/t"),
+            Trust::Plain
+        );
+        assert_eq!(trust("quay.io/a", "http://quay.io/t"), Trust::Verified);
+    }
+
+    #[test]
+    fn a_mirror_holds_no_secret() {
+        for text in [
+            "https://user@mirror.test",
+            "https://user:pw@mirror.test",
+            "quay.io=https://:pw@mirror.test",
+        ] {
+            assert_eq!(text.parse::<Mirror>(), Err(InvalidMirror::Secret), "{text}");
+        }
     }
 
     #[test]

@@ -9,8 +9,9 @@
 //!
 //! Rules, which are Docker's where it has one: a registry on a loopback address, or one that is
 //! named as insecure, may answer over HTTPS with any certificate or over plain HTTP; every other
-//! one must answer over HTTPS with a certificate that verifies. A digest decides what bytes are
-//! right, wherever they come from.
+//! one must answer over HTTPS with a certificate that verifies. The same holds for token servers,
+//! each by its own host. Credentials go nowhere that a registry redirects to. A digest decides what
+//! bytes are right, wherever they come from.
 //!
 //! What may pass is tried again: no connection, a broken one, 408, 429 and 5xx, after growing
 //! pauses or after what the registry asks for, and a bounded number of times. 401, 403 and 404 are
@@ -25,6 +26,8 @@ mod endpoint;
 mod node_credentials;
 mod open;
 mod progress;
+#[cfg(test)]
+mod tests;
 mod trouble;
 
 use std::path::PathBuf;

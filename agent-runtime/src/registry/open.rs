@@ -6,7 +6,7 @@ use bytes::Bytes;
 use swarm_proto::reference::Reference;
 use swarm_proto::registry_auth::Credentials;
 
-use super::connection::Connection;
+use super::connection::{Caller, Connection};
 use super::progress::Progress;
 use super::trouble::{Trouble, Verdict, again};
 use super::{Backoff, Registries, is_digest};
@@ -60,7 +60,7 @@ impl Registries {
                 ..self.backoff
             },
         };
-        let mut connections = self.connections(reference, given).await?;
+        let mut connections = self.connections(reference, given);
         for attempt in 1.. {
             let (at, trouble) = match first_answer(&connections, reference.version()).await {
                 Ok((at, fetched)) => {
@@ -79,7 +79,8 @@ impl Registries {
             };
             let verdict = backoff.verdict(&trouble, attempt);
             let Verdict::Again(pause) = verdict else {
-                return Err(failed(backoff.last_words(&trouble, attempt)));
+                let words = backoff.last_words(&trouble, attempt);
+                return Err(failed(with_mirrors(words, &connections)));
             };
             let words = again(&trouble, pause, (attempt, backoff.tries));
             tracing::info!(registry, endpoint = at, "{words}");
@@ -89,28 +90,33 @@ impl Registries {
         Err(failed("no try is left".to_owned()))
     }
 
-    async fn connections(
-        &self,
-        reference: &Reference,
-        given: &Credentials,
-    ) -> Result<Vec<Connection>, Error> {
-        let own = self.credentials_for(&reference.registry, given).await?;
-        let mut connections = Vec::new();
-        for endpoint in self.endpoints(reference) {
+    fn connections(&self, reference: &Reference, given: &Credentials) -> Vec<Connection> {
+        let registries = Arc::new(self.clone());
+        let own = Arc::new(Caller::new(&reference.registry, given.clone()));
+        let endpoints = self.endpoints(reference).into_iter();
+        let connections = endpoints.map(|endpoint| {
             // A registry's credentials are none of its mirror's business.
-            let credentials = match &endpoint.mirror_of {
-                Some(_) => {
-                    self.credentials_for(&endpoint.host, &Credentials::Anonymous)
-                        .await?
-                }
-                None => own.clone(),
+            let caller = match &endpoint.mirror_of {
+                Some(_) => Arc::new(Caller::new(&endpoint.host, Credentials::Anonymous)),
+                None => Arc::clone(&own),
             };
-            let http = self.client(&endpoint)?;
-            let of = (reference.path.as_str(), credentials);
-            connections.push(Connection::new(endpoint, http, of));
-        }
-        Ok(connections)
+            let of = (reference.path.as_str(), caller);
+            Connection::new(endpoint, Arc::clone(&registries), of)
+        });
+        connections.collect()
     }
+}
+
+/// The last words on an image, and which mirrors could not even be asked: that is for the operator
+/// of this node to mend.
+fn with_mirrors(mut words: String, connections: &[Connection]) -> String {
+    for connection in connections {
+        let endpoint = &connection.endpoint;
+        if let (Some(_), Some(reason)) = (&endpoint.mirror_of, connection.set_up_trouble()) {
+            words.push_str(&format!("; mirror {} passed over: {reason}", endpoint.base));
+        }
+    }
+    words
 }
 
 /// The manifest, and which connection gave it; or the trouble that counts, and whose it was.
@@ -133,11 +139,11 @@ async fn first_answer(
                 return Ok((at, fetched));
             }
             Err(trouble) if connection.endpoint.mirror_of.is_some() => {
-                tracing::info!(
-                    mirror = base,
-                    reason = trouble.reason(),
-                    "mirror passed over"
-                );
+                let reason = trouble.reason();
+                match connection.set_up_trouble() {
+                    Some(reason) => tracing::warn!(mirror = base, reason, "mirror passed over"),
+                    None => tracing::info!(mirror = base, reason, "mirror passed over"),
+                }
                 last = (base, trouble);
             }
             // What answered in HTTP's own terms has spoken; only silence tries the next.
@@ -177,7 +183,10 @@ impl Session {
                 Err(failed) => failed,
             };
             match self.backoff.verdict(&trouble, attempt) {
-                Verdict::Over => return Err(failed(self.backoff.last_words(&trouble, attempt))),
+                Verdict::Over => {
+                    let words = self.backoff.last_words(&trouble, attempt);
+                    return Err(failed(with_mirrors(words, &self.connections)));
+                }
                 Verdict::Again(pause) => self.pause(&trouble, pause, attempt).await,
             }
         }

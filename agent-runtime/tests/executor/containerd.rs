@@ -18,6 +18,7 @@ pub(crate) async fn run(lab: &mut Lab) {
     pulls_each_layer_once(lab).await;
     pulls_two_names_of_one_image_at_once(lab).await;
     pulls_every_kind(lab).await;
+    brings_in_again_what_was_removed(lab).await;
     names_what_is_wrong_with_an_image(lab).await;
     uses_the_image_present(lab).await;
     verifies_a_registry(lab).await;
@@ -173,6 +174,22 @@ async fn pulls_every_kind(lab: &Lab) {
     );
     assert_eq!(lab.registry_requests(""), before);
     node.executor().await.purge().await.unwrap();
+}
+
+/// Somebody removes images behind swarmd's back, which remembers that they were here.
+async fn brings_in_again_what_was_removed(lab: &Lab) {
+    let node = lab.subject("pull");
+    let executor = node.executor().await;
+    let image = format!("{}@{}", lab.image("test"), lab.test_digest);
+    for id in ["before", "after"] {
+        let mut task = running(&executor, with_image(&node, id, &image)).await;
+        assert_eq!(task.wait().await.unwrap().code, 7);
+        task.remove().await.unwrap();
+        for name in lab.ctr(&node, &["images", "ls", "-q"]).lines() {
+            lab.ctr(&node, &["images", "rm", "--sync", name]);
+        }
+    }
+    executor.purge().await.unwrap();
 }
 
 async fn names_what_is_wrong_with_an_image(lab: &Lab) {

@@ -12,6 +12,7 @@ use crate::client::Client;
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::error::Error;
+use crate::registry_auth;
 use crate::render::show::{self, Format};
 use crate::render::table::Colour;
 use crate::resolve::Naming;
@@ -105,6 +106,15 @@ impl<'a> Session<'a> {
             }
         }
         Ok(true)
+    }
+
+    /// What a request carries for a registry; empty, with a warning, where there is nothing.
+    pub(super) async fn registry_auth(&mut self, registry: &str) -> Result<String, Error> {
+        let found = registry_auth::find(registry, &self.variables).await?;
+        if found.auth.is_empty() {
+            self.remark(&format!("warning: {}", found.none_for(registry)))?;
+        }
+        Ok(found.auth)
     }
 
     /// Writes what is not the answer: progress and remarks.

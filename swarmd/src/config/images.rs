@@ -38,9 +38,10 @@ pub(super) fn registries(c: &mut Check, s: &Settings) -> Registries {
     for text in &s.registry_mirror {
         match text.parse::<Mirror>() {
             Ok(mirror) => mirrors.push(mirror),
-            Err(error) => c
-                .errors
-                .push(format!("--registry-mirror {text:?}: {error}")),
+            Err(error) => c.errors.push(format!(
+                "--registry-mirror {:?}: {error}",
+                without_secret(text)
+            )),
         }
     }
     Registries {
@@ -50,6 +51,17 @@ pub(super) fn registries(c: &mut Check, s: &Settings) -> Registries {
         credentials,
         mirrors,
         ..Registries::default()
+    }
+}
+
+/// The text without what may be a user name and a password.
+fn without_secret(text: &str) -> String {
+    let Some((before, after)) = text.rsplit_once('@') else {
+        return text.to_owned();
+    };
+    match before.split_once("://") {
+        Some((scheme, _)) => format!("{scheme}://…@{after}"),
+        None => format!("…@{after}"),
     }
 }
 

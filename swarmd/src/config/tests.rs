@@ -176,3 +176,18 @@ fn a_cluster_starts_anew_only_when_told() {
     assert!(!config(&[]).unwrap().force_new_cluster);
     assert!(config(&["--force-new-cluster"]).unwrap().force_new_cluster);
 }
+
+#[test]
+fn a_mirrors_password_is_refused_and_not_shown() {
+    for mirror in [
+        "https://ann:secret@mirror.test",
+        "quay.io=https://:secret@mirror.test",
+        "ann:secret@mirror.test",
+        "https://ann:secret/x@mirror.test",
+    ] {
+        let error = config(&["--registry-mirror", mirror]).unwrap_err();
+        let error = error.to_string();
+        assert!(error.contains("mirror.test"), "{error}");
+        assert!(!error.contains("secret"), "{error}");
+    }
+}

@@ -14,7 +14,6 @@ use super::super::session::Session;
 use super::familiar;
 use crate::cli::PullImage;
 use crate::error::Error;
-use crate::registry_auth;
 use crate::spec::Problems;
 
 /// Bytes of a piece of an archive.
@@ -37,11 +36,11 @@ pub(super) async fn pull(
     image: &Reference,
 ) -> Result<(), Error> {
     let auth = match flags.with_registry_auth {
-        true => registry_auth::encoded(&image.registry, &session.variables).await?,
+        true => session.registry_auth(&image.registry).await?,
         false => String::new(),
     };
     let what = || format!("pull {}", image.familiar());
-    let refused = |status| Error::refused(what(), status);
+    let refused = |status| Error::refused_here(what(), status);
     // As long as it takes: what holds it up is told.
     let request = tonic::Request::new(own::PullImageRequest {
         name: image.to_string(),
@@ -103,7 +102,7 @@ pub(super) async fn import(
     };
     let (sent, answer) = tokio::join!(send, client.import_images(request));
     sent.map_err(local)?;
-    let answer = answer.map_err(|status| Error::refused("import images", status))?;
+    let answer = answer.map_err(|status| Error::refused_here("import images", status))?;
     let images = answer.into_inner().images;
     let lines: Vec<String> = images
         .iter()

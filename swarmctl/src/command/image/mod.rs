@@ -45,7 +45,7 @@ pub(super) async fn run(
 async fn all(session: &mut Session<'_>) -> Result<Vec<own::LocalImage>, Error> {
     let request = session.client.request(own::ListImagesRequest {});
     let answer = session.client.images().list_images(request).await;
-    let answer = answer.map_err(|status| Error::refused("list images", status))?;
+    let answer = answer.map_err(|status| Error::refused_here("list images", status))?;
     Ok(answer.into_inner().images)
 }
 
@@ -61,14 +61,11 @@ async fn remove(session: &mut Session<'_>, flags: &RemoveImages) -> Result<(), E
     for name in &flags.images {
         let removed = match find(&images, name) {
             Ok(image) => {
-                let request = session.client.request(own::RemoveImageRequest {
-                    name: image.name.clone(),
-                    force: flags.force,
-                });
+                let request = removal(&image.name, flags.force);
                 let removed = session.client.images().remove_image(request).await;
                 removed
                     .map(|_| familiar(&image.name))
-                    .map_err(|status| Error::refused("remove image", status))
+                    .map_err(|status| Error::refused_here("remove image", status))
             }
             Err(error) => Err(error),
         };
@@ -77,6 +74,14 @@ async fn remove(session: &mut Session<'_>, flags: &RemoveImages) -> Result<(), E
         }
     }
     failures.end()
+}
+
+/// As long as it takes: the deletion of layers, with which it ends, is swarmd's to bound.
+fn removal(name: &str, force: bool) -> tonic::Request<own::RemoveImageRequest> {
+    tonic::Request::new(own::RemoveImageRequest {
+        name: name.to_owned(),
+        force,
+    })
 }
 
 /// The image that a word names: by name, or by a prefix of its digest.
@@ -123,6 +128,12 @@ mod tests {
             digest: format!("sha256:{digest}"),
             ..Default::default()
         }
+    }
+
+    #[test]
+    fn a_removal_has_the_time_that_it_takes() {
+        let request = removal("reg.test/web:2", false);
+        assert!(request.metadata().get("grpc-timeout").is_none());
     }
 
     #[test]

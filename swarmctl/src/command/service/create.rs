@@ -10,7 +10,6 @@ use super::wait::{Patience, wait};
 use crate::cli::{Create, ImageFlags};
 use crate::client::Resolve;
 use crate::error::Error;
-use crate::registry_auth;
 use crate::render::progress::Goal;
 use crate::resolve;
 use crate::spec;
@@ -54,7 +53,7 @@ pub(super) fn resolve_of(image: &ImageFlags) -> Resolve {
 
 /// The credentials for the registry of a spec's image, where they are to be sent.
 pub(super) async fn registry_auth(
-    session: &Session<'_>,
+    session: &mut Session<'_>,
     image: &ImageFlags,
     spec: &pb::ServiceSpec,
 ) -> Result<Option<String>, Error> {
@@ -69,7 +68,7 @@ pub(super) async fn registry_auth(
     let Ok(reference) = container.image.parse::<Reference>() else {
         return Ok(None);
     };
-    let auth = registry_auth::encoded(&reference.registry, &session.variables).await?;
+    let auth = session.registry_auth(&reference.registry).await?;
     Ok(Some(auth).filter(|auth| !auth.is_empty()))
 }
 

@@ -54,6 +54,7 @@ show() {
 	if active "$1"; then printf 'ActiveState=active\nSubState=running\n'; else printf 'ActiveState=inactive\nSubState=dead\n'; fi
 	if enabled "$1"; then echo UnitFileState=enabled; else echo UnitFileState=disabled; fi
 	echo "MainPID=$(pid "$1")"
+	if active "$1"; then date -r "$run/$1" '+ExecMainStartTimestamp=%a %Y-%m-%d %H:%M:%S %Z'; fi
 }
 one() {
 	case "$1" in
