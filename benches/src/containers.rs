@@ -9,6 +9,7 @@ use lab::{Lab, Node};
 use serde_json::json;
 use swarm_proto::pb;
 use swarm_proto::pb::control_client::ControlClient;
+use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
 
 use super::Failure;
@@ -25,6 +26,8 @@ const MIB: u64 = 1 << 20;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
+/// Time for a subscription to be made.
+const LISTEN: Duration = Duration::from_millis(200);
 /// Quiet time before memory is read.
 const SETTLE: Duration = Duration::from_secs(5);
 
@@ -199,14 +202,15 @@ impl Hosts {
         let request = pb::RemoveServiceRequest {
             service_id: service.id.clone(),
         };
-        let mut removals = self.plain.removals().await?;
+        let mut removals = JoinSet::new();
+        removals.spawn(self.plain.clone().removals(replicas));
+        // Nothing tells that it listens.
+        tokio::time::sleep(LISTEN).await;
         let begin = Instant::now();
         self.control.remove_service(request).await?;
-        for _ in 0..replicas {
-            let removal = tokio::time::timeout(PATIENCE, removals.message()).await?;
-            removal?.ok_or("containerd has ended")?;
-        }
-        Ok(begin.elapsed().as_secs_f64())
+        let removed = tokio::time::timeout(PATIENCE, removals.join_next()).await?;
+        let removed = removed.ok_or("nobody waits")???;
+        Ok((removed - begin).as_secs_f64())
     }
 
     fn service(&self, name: &str, replicas: usize) -> pb::CreateServiceRequest {

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::path::Path;
+use std::time::Instant;
 
 use containerd_client::services::v1::containers_client::ContainersClient;
 use containerd_client::services::v1::events_client::EventsClient;
@@ -16,11 +17,10 @@ use containerd_client::services::v1::{
     DeleteTaskRequest, KillRequest, ListContainersRequest, StartRequest, SubscribeRequest,
     WaitRequest,
 };
-use containerd_client::types::Envelope;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 use prost_types::Any;
 use tonic::transport::Channel;
-use tonic::{Code, Request, Streaming};
+use tonic::{Code, Request};
 
 use super::Failure;
 
@@ -69,12 +69,17 @@ impl Plain {
         SnapshotsClient::new(self.channel.clone())
     }
 
-    /// Tells of each container that is removed from now on.
-    pub(crate) async fn removals(&self) -> Result<Streaming<Envelope>, Failure> {
+    /// Returns when so many containers were removed, counted from when it is polled first.
+    pub(crate) async fn removals(self, count: usize) -> Result<Instant, Failure> {
         let filters = vec!["topic==\"/containers/delete\"".to_owned()];
-        let mut events = EventsClient::new(self.channel.clone());
+        let mut events = EventsClient::new(self.channel);
+        // containerd answers with the first event.
         let removals = events.subscribe(SubscribeRequest { filters }).await?;
-        Ok(removals.into_inner())
+        let mut removals = removals.into_inner();
+        for _ in 0..count {
+            removals.message().await?.ok_or("containerd has ended")?;
+        }
+        Ok(Instant::now())
     }
 
     /// The containers of a namespace.
@@ -101,7 +106,7 @@ impl Plain {
                 .ok_or("no namespace")?;
             all.push(self.like(namespace, &format!("plain-{number}")).await?);
         }
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let made = all.iter().map(|like| self.make(like));
         let made: Vec<_> = made.collect();
         futures::stream::iter(made)
@@ -109,7 +114,7 @@ impl Plain {
             .try_collect::<()>()
             .await?;
         let made = begin.elapsed().as_secs_f64();
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let gone: Vec<_> = all.iter().map(|like| self.remove(like)).collect();
         // All are asked to stop at once.
         futures::stream::iter(gone)

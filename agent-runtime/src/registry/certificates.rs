@@ -11,8 +11,6 @@ use super::endpoint::{Endpoint, Trust, host_of, place};
 use crate::error::Error;
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
-/// Silence on a connection for this long is the end of it.
-const READ_MAX: Duration = Duration::from_secs(30);
 /// Registries redirect once or twice, to the store that has the blob.
 const REDIRECTS_MAX: usize = 5;
 
@@ -61,7 +59,7 @@ impl Registries {
         let mut builder = Client::builder()
             .user_agent(concat!("swarmd/", env!("CARGO_PKG_VERSION")))
             .connect_timeout(CONNECT_MAX)
-            .read_timeout(READ_MAX);
+            .read_timeout(self.backoff.silence);
         match trust {
             // Plain HTTP verifies nothing either; this also spares it the system's CA store.
             Trust::Unverified | Trust::Plain => {

@@ -63,17 +63,19 @@ pub struct Registries {
     pub credentials: Option<PathBuf>,
     /// Asked before the registry itself.
     pub mirrors: Vec<Mirror>,
-    /// Pauses between tries.
+    /// How long they are waited for, and how often.
     pub backoff: Backoff,
 }
 
-/// How often and after which pauses something is tried again.
+/// How long an answer is waited for, and how often and after which pauses it is asked for again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Backoff {
     /// The first pause; each one after it is twice as long.
     pub first: Duration,
     /// Tries in all.
     pub tries: u32,
+    /// Silence on a connection for this long is the end of it.
+    pub silence: Duration,
 }
 
 impl Default for Backoff {
@@ -83,6 +85,7 @@ impl Default for Backoff {
         Self {
             first: Duration::from_millis(500),
             tries: 5,
+            silence: Duration::from_secs(30),
         }
     }
 }

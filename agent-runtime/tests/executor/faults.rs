@@ -20,6 +20,7 @@ const LARGE: usize = 3 << 20;
 pub(crate) async fn run(lab: &Lab) {
     a_cut_connection_is_resumed(lab).await;
     a_range_that_is_ignored_is_read_past(lab).await;
+    a_registry_that_falls_silent_is_asked_for_the_rest(lab).await;
     wrong_bytes_are_refused(lab).await;
     what_may_pass_is_asked_again_so_often(lab).await;
     an_answer_is_not_asked_again(lab).await;
@@ -121,6 +122,26 @@ async fn a_range_that_is_ignored_is_read_past(lab: &Lab) {
     });
     runs(&node, "whole", &registry.image()).await;
     assert_eq!(registry.asked(&image.blobs[0].digest).len(), 2);
+}
+
+async fn a_registry_that_falls_silent_is_asked_for_the_rest(lab: &Lab) {
+    let mut node = lab.subject("faults");
+    node.config.registries.backoff.silence = Duration::from_millis(300);
+    let image = image("silence");
+    let served = image.clone();
+    // Nobody says the word that it waits for.
+    let (_never, wait) = mpsc::channel();
+    let mut wait = Some(wait);
+    let registry = Faulty::start(&image, move |asked| {
+        match wait.take_if(|_| is_layer(asked, &served)) {
+            Some(wait) => Answer::Held(LARGE / 2, wait),
+            None => Answer::Right,
+        }
+    });
+    runs(&node, "silence", &registry.image()).await;
+    let asked = registry.asked(&image.blobs[0].digest);
+    assert_eq!(asked.len(), 2);
+    assert!(asked[1].range.is_some_and(|from| from > 0), "{asked:?}");
 }
 
 async fn wrong_bytes_are_refused(lab: &Lab) {

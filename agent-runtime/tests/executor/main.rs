@@ -78,7 +78,7 @@ async fn containerd_backend() {
     network::run(&lab).await;
     options::run(&lab).await;
     faults::run(&lab).await;
-    matrix::run(&lab).await;
+    matrix::run(&mut lab).await;
     // Last, so that all descriptors and memory of this process that it counts are its own.
     leaks::run(&lab).await;
     lab.finish();

@@ -6,14 +6,21 @@ use std::process::Command;
 
 use crate::suite::Subject as _;
 use ::lab::image::{DOCKER, Format, Image, Layer, OCI, Recipe, Stored, architecture, index};
+use ::lab::registry::{PASSWORD, USER};
 use bytes::Bytes;
 use futures::StreamExt as _;
 use serde_json::json;
+use swarm_proto::registry_auth::Credentials;
 
 use crate::lab::{Lab, Node, run as output};
 
 /// What the comparison needs, with its Debian packages.
-const NEEDED: [(&str, &str); 3] = [("skopeo", "skopeo"), ("umoci", "umoci"), ("zstd", "zstd")];
+const NEEDED: [(&str, &str); 4] = [
+    ("skopeo", "skopeo"),
+    ("umoci", "umoci"),
+    ("zstd", "zstd"),
+    ("setfattr", "attr"),
+];
 /// Bytes of the large layer.
 const LARGE_MIB: usize = 200;
 const MANY: usize = 60;
@@ -22,11 +29,12 @@ const MANY: usize = 60;
 const BASE: &str = "mkdir -p etc d/keep d/gone opaque/old bin; echo base > etc/file; echo old > opaque/old/x; \
     echo gone > d/gone/x; echo gone > d/file; ln etc/file etc/hard; ln -s file etc/soft; mknod d/null c 1 3; \
     mknod d/block b 7 0; mkfifo d/fifo; chown 1000:1001 etc/file; chmod 4755 etc/file; chmod 1777 d/keep; \
-    setfattr -n user.note -v hello etc/file 2>/dev/null || true";
+    setfattr -n user.note -v hello etc/file; echo ping > bin/ping; chmod 755 bin/ping; \
+    setfattr -n security.capability -v 0x0100000200200000000000000000000000000000 bin/ping";
 const CHANGES: &str = "mkdir -p d opaque etc; touch d/.wh.gone d/.wh.file opaque/.wh..wh..opq; echo new > opaque/new; \
     echo more > etc/more; ln etc/more etc/more-hard; chmod 700 opaque";
 
-pub(crate) async fn run(lab: &Lab) {
+pub(crate) async fn run(lab: &mut Lab) {
     if !::lab::lab::available_with("images against skopeo and umoci", &NEEDED) {
         return;
     }
@@ -59,6 +67,9 @@ pub(crate) async fn run(lab: &Lab) {
     large_and_many(lab, &node, &work).await;
     traversal_is_refused(lab, &node, &work).await;
     archives_are_imported(lab, &node, &work).await;
+    lab.machine.registry.start_https().unwrap();
+    lab.machine.registry.start_closed().unwrap();
+    by_every_front(lab, &work).await;
     node.executor().await.purge().await.unwrap();
 }
 
@@ -77,6 +88,56 @@ async fn large_and_many(lab: &Lab, node: &Node, work: &Path) {
         .collect();
     let many = image("many", OCI, architecture(), &layers);
     same(lab, node, ("many", &many), None).await;
+}
+
+/// Over HTTPS, and where the registry asks who one is: the same again, of blobs that nobody has yet.
+async fn by_every_front(lab: &Lab, work: &Path) {
+    let registry = &lab.machine.registry;
+    let mut node = lab.subject("fronts");
+    node.config.registries.ca = Some(registry.ca_certificate());
+    let password = Credentials::Basic {
+        username: USER.to_owned(),
+        password: PASSWORD.to_owned(),
+    };
+    let fronts = [
+        ("https", registry.https(), Credentials::Anonymous),
+        ("closed", registry.closed(), password),
+    ];
+    for (front, address, credentials) in fronts {
+        for (kind, format, stored) in [
+            ("oci-zstd", OCI, Stored::Zstd),
+            ("docker-gzip", DOCKER, Stored::Gzip),
+        ] {
+            let name = format!("{front}-{kind}");
+            let tar = tar_of(&work.join(&name), &format!("{BASE}; echo {name} > name"));
+            let layer = Layer::of_tar(tar.clone(), stored).unwrap();
+            let made = image(&name, format, architecture(), &[layer]);
+            let both = index(format, &[&made]);
+            registry.push(&name, "here", &made).unwrap();
+            registry.push_index(&name, "1", &both).unwrap();
+            // What the reference tools can read of it, without a front in between.
+            let plain = Layer::of_tar(tar, Stored::Plain).unwrap();
+            let plain = image(&name, format, architecture(), &[plain]);
+            registry.push(&name, "plain", &plain).unwrap();
+
+            let reference = format!("{address}/{name}:1");
+            let executor = node.executor().await;
+            let store = executor.images().await.unwrap();
+            let told = || tokio::sync::watch::channel(Default::default()).0;
+            if front == "closed" {
+                let refused = store.pull(&reference, Credentials::Anonymous, told()).await;
+                let error = refused.unwrap_err().to_string();
+                assert!(error.contains(&address) && error.contains("401"), "{error}");
+                eprintln!("as told: {error}");
+            }
+            let pulled = store.pull(&reference, credentials.clone(), told()).await;
+            pulled.unwrap_or_else(|error| panic!("{name}: {error}"));
+            let ours = tree_of(lab, &node, &reference);
+            let known = lab.image(&format!("{name}:plain"));
+            assert_eq!(ours, reference_tree(lab, &known, &name), "{name}");
+        }
+    }
+    node.executor().await.purge().await.unwrap();
 }
 
 /// A layer that would write outside of its root writes inside, or is refused; never outside.
@@ -166,7 +227,13 @@ fn tar_of(directory: &Path, script: &str) -> Vec<u8> {
     );
     let mut command = Command::new("tar");
     command
-        .args(["--xattrs", "--sort=name", "--mtime=@0", "-C"])
+        .args([
+            "--xattrs",
+            "--xattrs-include=*",
+            "--sort=name",
+            "--mtime=@0",
+            "-C",
+        ])
         .arg(directory);
     let tar = command.args(["-cf", "-", "."]).output().unwrap();
     assert!(tar.status.success());
@@ -193,6 +260,13 @@ async fn same(
     pulled.unwrap_or_else(|error| panic!("{name}: {error}"));
     let ours = tree_of(lab, node, &reference);
     assert!(!ours.is_empty());
+    let attributes = ours
+        .iter()
+        .filter(|line| line.contains("user.note=") || line.contains("security.capability="));
+    assert!(
+        name == "large" || name == "many" || attributes.count() == 2,
+        "{ours:#?}"
+    );
     // umoci does not know zstd; the layers are those of the plain image.
     let known = name.replace("zstd", "plain");
     let reference = lab.image(&format!("{known}:1"));
@@ -259,7 +333,8 @@ fn tree(root: &Path) -> Vec<String> {
     add("find . -type f -exec sha256sum {} + ");
     add("find . \\( -type b -o -type c \\) -exec stat -c '%n %t:%T' {} + ");
     add(
-        "tar --xattrs -cf - . 2>/dev/null | tr '\\0' '\\n' | grep -a 'SCHILY.xattr.user' | sort | cut -d' ' -f2 || true",
+        "getfattr --recursive --no-dereference --dump --match '^(user[.]|security[.]capability)' . \
+         | awk '/^# file: /{file=$3} /=/{print file, $0}'",
     );
     lines.sort();
     lines

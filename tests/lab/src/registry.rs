@@ -1,4 +1,5 @@
-//! Debian's docker-registry on the lab's subnet, over HTTP and over HTTPS with a certificate of the lab's own CA.
+//! Debian's docker-registry on the lab's subnet, over HTTP, and over HTTPS with a certificate of the lab's own CA, for all
+//! or for who has a password.
 //!
 //! All fronts serve the same storage; images are pushed through the first. A test may have one more, on loopback, which
 //! clients trust without TLS.
@@ -20,6 +21,13 @@ use crate::{Error, process, registry_client, wait};
 /// Not 5000, where a registry of this machine's own may listen on every address.
 const HTTP_PORT: u16 = 5080;
 const HTTPS_PORT: u16 = 5443;
+const CLOSED_PORT: u16 = 5444;
+/// Who may ask the closed front.
+pub const USER: &str = "lab";
+/// And by which password.
+pub const PASSWORD: &str = "a password of the lab";
+/// It, by bcrypt.
+const PASSWORD_HASH: &str = "$2b$05$abcdefghijklmnopqrstuubHfQ2YmKN7fPe.0BIx0rWT/wvkTRirC";
 /// How long the registry may take to listen, and to end.
 const LIMIT: Duration = Duration::from_secs(20);
 
@@ -58,16 +66,33 @@ impl Registry {
 
     /// Starts the HTTPS front; its certificate is for the lab's address.
     pub fn start_https(&mut self) -> Result<(), Error> {
+        let tls = self.tls()?;
+        self.start_front("https", self.at(HTTPS_PORT), &tls)
+    }
+
+    /// Starts a front over HTTPS that asks everyone for [`USER`] and [`PASSWORD`].
+    pub fn start_closed(&mut self) -> Result<(), Error> {
+        let passwords = self.directory.join("passwords");
+        fs::write(&passwords, format!("{USER}:{PASSWORD_HASH}\n"))
+            .map_err(Error::file("write", &passwords))?;
+        let auth = format!(
+            "{}auth:\n  htpasswd:\n    realm: lab\n    path: {}\n",
+            self.tls()?,
+            passwords.display()
+        );
+        self.start_front("closed", self.at(CLOSED_PORT), &auth)
+    }
+
+    fn tls(&self) -> Result<String, Error> {
         let [certificate, key] = ["server.crt", "server.key"].map(|name| self.directory.join(name));
         if !certificate.exists() {
             self.make_certificates(&certificate, &key)?;
         }
-        let tls = format!(
+        Ok(format!(
             "  tls:\n    certificate: {}\n    key: {}\n",
             certificate.display(),
             key.display()
-        );
-        self.start_front("https", self.at(HTTPS_PORT), &tls)
+        ))
     }
 
     /// Starts a front on 127.0.0.1, over HTTP, and returns its `address:port`: clients speak HTTP to loopback untold.
@@ -102,7 +127,12 @@ impl Registry {
         format!("{}:{HTTPS_PORT}", self.address)
     }
 
-    /// The certificate that signed the HTTPS front's; made by [`Registry::start_https`].
+    /// `address:port` of the front that asks for credentials.
+    pub fn closed(&self) -> String {
+        format!("{}:{CLOSED_PORT}", self.address)
+    }
+
+    /// The certificate that signed the HTTPS fronts'; made by the first of them.
     pub fn ca_certificate(&self) -> PathBuf {
         self.directory.join("ca.crt")
     }
@@ -152,11 +182,12 @@ impl Registry {
         Ok(format!("{}/{repository}:{tag}", self.http()))
     }
 
-    fn start_front(&mut self, name: &str, address: SocketAddr, tls: &str) -> Result<(), Error> {
+    /// `more` goes on with the settings of HTTP.
+    fn start_front(&mut self, name: &str, address: SocketAddr, more: &str) -> Result<(), Error> {
         let file = self.directory.join(format!("{name}.yml"));
         let storage = self.storage.display();
         let text = format!(
-            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {storage}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{tls}"
+            "version: 0.1\nlog:\n  level: info\nstorage:\n  filesystem:\n    rootdirectory: {storage}\n  delete:\n    enabled: true\nhttp:\n  addr: {address}\n{more}"
         );
         fs::write(&file, text).map_err(Error::file("write", &file))?;
         let log = self.directory.join(format!("{name}.log"));

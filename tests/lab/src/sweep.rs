@@ -227,7 +227,13 @@ fn remove_cgroups(site: &Site) -> Result<(), Error> {
     Ok(())
 }
 
+/// Ends what still runs in it, too: a container whose shim and files are gone is known by nothing else.
 fn remove_cgroup(path: &Path) -> std::io::Result<()> {
+    let processes = fs::read_to_string(path.join("cgroup.procs")).unwrap_or_default();
+    for pid in processes.lines().filter_map(|line| line.parse().ok()) {
+        // It may have ended meanwhile.
+        let _gone = process::signal(pid, Signal::SIGKILL);
+    }
     for child in children(path).into_iter().filter(|child| child.is_dir()) {
         remove_cgroup(&child)?;
     }
