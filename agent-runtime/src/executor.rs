@@ -101,6 +101,7 @@ pub trait Controller: Send + std::fmt::Debug {
     async fn wait(&mut self) -> Result<Exit, Error>;
 
     /// Asks the container to stop with its stop signal, and kills it after the grace period. Ok if nothing runs.
+    /// How it ended is known to this controller, and need not be to a later one.
     async fn shutdown(&mut self) -> Result<(), Error>;
 
     /// Removes everything the runtime holds for this task. Ok if there is nothing.

@@ -46,7 +46,9 @@ pub fn resources() -> pb::Resources {
 pub(crate) fn description(state: &Path, kernel_features: Vec<String>) -> pb::HostDescription {
     let system = nix::sys::utsname::uname();
     let release = system.map(|system| system.release().to_string_lossy().into_owned());
-    let disk = nix::sys::statvfs::statvfs(state);
+    // It is made with the first task.
+    let there = state.ancestors().find(|path| path.exists());
+    let disk = nix::sys::statvfs::statvfs(there.unwrap_or(state));
     let bytes =
         |disk: nix::sys::statvfs::Statvfs| disk.blocks().saturating_mul(disk.fragment_size());
     pb::HostDescription {

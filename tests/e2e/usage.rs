@@ -55,7 +55,7 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
     let pids = cluster
         .ctl(&["task", "inspect", "web.1", "--format", template])
         .ok();
-    assert_eq!(pids.trim(), "1");
+    assert!(pids.trim().parse::<u64>().unwrap() > 0, "{pids}");
 
     let of_worker = cluster.get("n3", PORT, "/metrics").unwrap();
     let labelled = |name: &str| format!("swarm_task_{name}{{task_id=\"{}\"}}", task.id);
@@ -63,9 +63,8 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
         sample(&of_worker, &labelled("memory_bytes")).unwrap() > 100_000.0,
         "{of_worker}"
     );
-    assert_eq!(
-        sample(&of_worker, &labelled("pids")),
-        Some(1.0),
+    assert!(
+        sample(&of_worker, &labelled("pids")) >= Some(1.0),
         "{of_worker}"
     );
     assert!(

@@ -35,8 +35,8 @@ pub(super) struct ContainerdController {
     progress: watch::Sender<String>,
     /// The container as this controller made and started it: nobody need be asked.
     made: Option<Handle>,
-    /// This controller has stopped it: there is no process.
-    stopped: bool,
+    /// This controller has stopped it: there is no process, and its exit where that is known.
+    stopped: Option<Option<Exit>>,
 }
 
 impl ContainerdController {
@@ -48,7 +48,7 @@ impl ContainerdController {
             watch: None,
             progress: watch::Sender::default(),
             made: None,
-            stopped: false,
+            stopped: None,
         }
     }
 
@@ -89,6 +89,9 @@ impl ContainerdController {
 
     /// Waits for the container's end. `None`: the container is gone, and nobody knows its exit.
     async fn ended(&self) -> Result<Option<Exit>, Error> {
+        if let Some(exit) = self.exit_when_stopped() {
+            return Ok(Some(exit));
+        }
         if let Some(exit) = self.node.exit_recorded(self.id()).await? {
             return Ok(Some(exit));
         }
@@ -138,8 +141,16 @@ impl ContainerdController {
         Err(failure.into())
     }
 
+    /// How it ended when this controller stopped it.
+    fn exit_when_stopped(&self) -> Option<Exit> {
+        self.stopped.clone().flatten()
+    }
+
     /// True if the process is there and was not started yet; false if it was.
     async fn waits(&self) -> Result<bool, Error> {
+        if self.exit_when_stopped().is_some() {
+            return Ok(false);
+        }
         match self.node.containers.process(self.id()).await? {
             Process::Created { .. } => Ok(true),
             Process::Running { .. } | Process::Stopped { .. } => Ok(false),
@@ -236,7 +247,12 @@ impl ContainerdController {
         let labels = BTreeMap::from([(label::UNHEALTHY.to_owned(), brief(reason.to_owned()))]);
         let labelled = self.node.containers.label(self.id(), labels).await;
         labelled.map_err(|failure| passing(failure.into()))?;
-        self.node.stop(self.id()).await.map_err(passing)
+        let stopped = self.node.stop(self.id()).await.map_err(passing)?;
+        // It stays until the manager takes the task away: an adopted one has not vanished.
+        let Some(exit) = stopped else { return Ok(()) };
+        let labels = label::of_exit(exit.code, exit.oom);
+        let labelled = self.node.containers.label(self.id(), labels).await;
+        labelled.map_err(|failure| passing(failure.into()))
     }
 
     /// The container is gone; what it may have left running goes too.
@@ -283,7 +299,7 @@ fn passing(error: Error) -> Error {
 impl Controller for ContainerdController {
     async fn prepare(&mut self) -> Result<Option<String>, Error> {
         self.settle().await;
-        (self.made, self.stopped) = (None, false);
+        (self.made, self.stopped) = (None, None);
         // A task's files are made first, and removed last.
         if self.node.files.of(self.id()).exist() {
             if self.prepared().await? {
@@ -336,16 +352,17 @@ impl Controller for ContainerdController {
 
     async fn shutdown(&mut self) -> Result<(), Error> {
         self.settle().await;
-        self.node.stop(self.id()).await?;
-        self.stopped = true;
+        // Stopped again, it has nothing more to say.
+        let exit = self.node.stop(self.id()).await?;
+        self.stopped = Some(exit.or(self.exit_when_stopped()));
         Ok(())
     }
 
     async fn remove(&mut self) -> Result<(), Error> {
         self.settle().await;
-        match self.stopped {
-            true => self.node.remove_rest(self.id()).await,
-            false => self.node.remove(self.id()).await,
+        match self.stopped.take() {
+            Some(_) => self.node.remove_rest(self.id()).await,
+            None => self.node.remove(self.id()).await,
         }
     }
 
@@ -360,7 +377,7 @@ impl Controller for ContainerdController {
             pid,
             ports: PortMap::of_labels(&container.labels).ports(&self.order.task),
         };
-        if let Some(exit) = label::exit(&container.labels) {
+        if let Some(exit) = label::exit(&container.labels).or_else(|| self.exit_when_stopped()) {
             return Ok(Observed::Exited(handle(0), exit));
         }
         match self.node.containers.process(self.id()).await? {

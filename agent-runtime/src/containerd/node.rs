@@ -153,27 +153,19 @@ impl Node {
         code == KILLED && cgroup::oom_kills(self.client.namespace(), id) > 0
     }
 
-    /// As [`Node::conclude`], of one that was asked to end: nothing goes wrong where its exit is
-    /// lost, so it is recorded while the process is taken away.
-    async fn finish(&self, id: &str, code: u32) -> Result<(), Error> {
-        let exit = label::of_exit(code, self.oom(id, code));
-        let (recorded, deleted) = futures::join!(
-            self.containers.label(id, exit),
-            self.containers.delete_process(id)
-        );
-        recorded?;
-        Ok(deleted?)
-    }
-
-    /// Stops the container of a task as its labels say, killing it after the grace period.
-    pub(super) async fn stop(&self, id: &str) -> Result<(), Error> {
+    /// Stops the container of a task as its labels say, killing it after the grace period. How it
+    /// ended is returned, where that is known, and not recorded: what was asked to end is removed next.
+    pub(super) async fn stop(&self, id: &str) -> Result<Option<Exit>, Error> {
         let asked = futures::join!(self.containers.get(id), self.containers.process(id));
         let Some(container) = asked.0? else {
-            return self.free(id).await;
+            return self.free(id).await.map(|()| None);
         };
         match asked.1? {
-            Process::Absent => return self.free(id).await,
-            Process::Stopped { code } => return self.conclude(id, code).await.map(drop),
+            Process::Absent => {
+                self.free(id).await?;
+                return Ok(label::exit(&container.labels));
+            }
+            Process::Stopped { code } => return self.conclude(id, code).await.map(Some),
             // It never ran, so there is nobody to ask.
             Process::Created { .. } => {}
             Process::Running { .. } => {
@@ -193,12 +185,25 @@ impl Node {
                     number(label::STOP_GRACE_MS).map_or(default.grace, Duration::from_millis);
                 self.containers.kill(id, signal, Target::Init).await?;
                 if let Some(code) = self.ended_within(id, grace).await? {
-                    return self.finish(id, code).await;
+                    return self.finish(&container, code).await.map(Some);
                 }
             }
         }
         let code = self.kill(id).await?;
-        self.finish(id, code).await
+        self.finish(&container, code).await.map(Some)
+    }
+
+    /// Takes the process away.
+    async fn finish(&self, container: &Container, code: u32) -> Result<Exit, Error> {
+        let exit = label::of_exit(code, self.oom(&container.id, code));
+        self.containers.delete_process(&container.id).await?;
+        let mut labels = container.labels.clone();
+        labels.extend(exit);
+        Ok(label::exit(&labels).unwrap_or(Exit {
+            code,
+            oom: false,
+            detail: None,
+        }))
     }
 
     /// Kills what runs in a container, and waits for its end.

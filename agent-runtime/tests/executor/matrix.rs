@@ -127,7 +127,10 @@ async fn by_every_front(lab: &Lab, work: &Path) {
             if front == "closed" {
                 let refused = store.pull(&reference, Credentials::Anonymous, told()).await;
                 let error = refused.unwrap_err().to_string();
-                assert!(error.contains(&address) && error.contains("401"), "{error}");
+                assert!(
+                    error.contains(&address) && error.contains("not authorized"),
+                    "{error}"
+                );
                 eprintln!("as told: {error}");
             }
             let pulled = store.pull(&reference, credentials.clone(), told()).await;
@@ -260,13 +263,10 @@ async fn same(
     pulled.unwrap_or_else(|error| panic!("{name}: {error}"));
     let ours = tree_of(lab, node, &reference);
     assert!(!ours.is_empty());
-    let attributes = ours
-        .iter()
-        .filter(|line| line.contains("user.note=") || line.contains("security.capability="));
-    assert!(
-        name == "large" || name == "many" || attributes.count() == 2,
-        "{ours:#?}"
-    );
+    for attribute in ["user.note=", "security.capability="] {
+        let there = ours.iter().any(|line| line.contains(attribute));
+        assert!(there || ["large", "many"].contains(&name), "{ours:#?}");
+    }
     // umoci does not know zstd; the layers are those of the plain image.
     let known = name.replace("zstd", "plain");
     let reference = lab.image(&format!("{known}:1"));

@@ -158,8 +158,9 @@ async fn stops_gracefully(subject: &dyn Subject) {
         let [usage] = usage.as_slice() else {
             panic!("{usage:?}")
         };
-        assert_eq!((usage.task_id.as_str(), usage.pids), ("stop", 1));
-        assert!(usage.memory_bytes > 0 && usage.cpu_ns > 0, "{usage:?}");
+        assert_eq!(usage.task_id, "stop");
+        let counts = [usage.pids, usage.memory_bytes, usage.cpu_ns];
+        assert!(counts.iter().all(|count| *count > 0), "{usage:?}");
     }
     task.shutdown().await.unwrap();
     assert!(executor.usage().await.is_empty());
@@ -242,15 +243,26 @@ async fn a_new_executor_adopts(subject: &dyn Subject) {
     assert!(waited.is_err());
     subject.await_handlers("adopt");
     task.shutdown().await.unwrap();
+    assert_eq!(task.wait().await.unwrap().code, 0);
+    drop(task);
+    // One that was stopped and not removed yet is stopped still.
+    let mut task = second
+        .controller(subject.order("adopt", Program::Forever))
+        .await
+        .unwrap();
+    task.shutdown().await.unwrap();
+    task.remove().await.unwrap();
+    let mut task = running(&second, subject.order("ends", Program::Exit(4))).await;
+    assert_eq!(task.wait().await.unwrap().code, 4);
     drop((task, second));
     let third = subject.executor().await;
     let mut task = third
-        .controller(subject.order("adopt", Program::Forever))
+        .controller(subject.order("ends", Program::Exit(4)))
         .await
         .unwrap();
     assert_eq!(
         task.wait().await.unwrap().code,
-        0,
+        4,
         "an end outlives the executor that saw it"
     );
     task.remove().await.unwrap();
