@@ -124,6 +124,13 @@ impl Executor for LateContainerd {
         })
     }
 
+    async fn usage(&self) -> Vec<pb::TaskUsage> {
+        match self.executor.get() {
+            Some(executor) => executor.usage().await,
+            None => Vec::new(),
+        }
+    }
+
     async fn controller(&self, order: TaskOrder) -> Result<Box<dyn Controller>, Error> {
         self.executor().await?.controller(order).await
     }

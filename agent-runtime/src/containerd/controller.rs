@@ -6,10 +6,12 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
+use super::client::RUNC_MAX;
 use super::container::Process;
 use super::healthcheck::Watch;
 use super::label;
@@ -22,6 +24,10 @@ use crate::executor::{Controller, Exit, Handle, Observed, TaskOrder};
 use crate::health::Monitor;
 use crate::step::brief;
 
+/// A start that may not be the first takes no longer than this, unless it hangs: what runc does for
+/// it takes milliseconds.
+const START_AGAIN_MAX: Duration = Duration::from_secs(10);
+
 /// Runs one task on containerd.
 #[derive(Debug)]
 pub(super) struct ContainerdController {
@@ -33,6 +39,8 @@ pub(super) struct ContainerdController {
     watch: Option<Watch>,
     /// How far its preparation is.
     progress: watch::Sender<String>,
+    /// This controller has just made it, and nobody has tried to start it.
+    fresh: bool,
     /// The container as this controller made and started it: nobody need be asked.
     made: Option<Handle>,
     /// This controller has stopped it: there is no process, and its exit where that is known.
@@ -47,6 +55,7 @@ impl ContainerdController {
             making: JoinSet::new(),
             watch: None,
             progress: watch::Sender::default(),
+            fresh: false,
             made: None,
             stopped: None,
         }
@@ -116,11 +125,13 @@ impl ContainerdController {
 
     /// Starts the process, unless it has been.
     async fn begin(&mut self) -> Result<(), Error> {
+        // Of one that was just made nobody else knows.
+        let fresh = std::mem::take(&mut self.fresh);
+        if !fresh && !self.waits().await? {
+            return Ok(());
+        }
         let ports = support::host_ports(&self.order.task)?;
         if !ports.is_empty() && support::network(&self.order.task, &ports)? == Network::Bridged {
-            if !self.waits().await? {
-                return Ok(());
-            }
             let map = self.node.network.publish(self.id(), &ports).await?;
             let labels = BTreeMap::from([(label::PORTS.to_owned(), map.to_string())]);
             self.node.containers.label(self.id(), labels).await?;
@@ -128,10 +139,16 @@ impl ContainerdController {
                 made.ports = map.ports(&self.order.task);
             }
         }
-        let Err(failure) = self.node.containers.start(self.id()).await else {
+        let starting = self.node.containers.start(self.id());
+        let limit = if fresh { RUNC_MAX } else { START_AGAIN_MAX };
+        let started = match tokio::time::timeout(limit, starting).await {
+            Ok(started) => started,
+            Err(_) => return Err(self.half_started().await),
+        };
+        let Err(failure) = started else {
             return Ok(());
         };
-        // What this controller made may have changed since.
+        // What this controller knows may have changed since.
         self.made = None;
         // Started by an earlier call, maybe one whose answer was lost?
         if !self.waits().await? {
@@ -139,6 +156,18 @@ impl ContainerdController {
         }
         self.node.network.unpublish(self.id()).await?;
         Err(failure.into())
+    }
+
+    /// A start was cut off half-way, with containerd or an earlier swarmd: runc has let the process
+    /// go and does not know of it. Nobody can start it any more, or look into it.
+    async fn half_started(&self) -> Error {
+        if let Err(error) = self.node.stop(self.id()).await {
+            return passing(error);
+        }
+        Error::Fatal(format!(
+            "task {}: its start was cut off when containerd or swarmd ended, and can't be made good",
+            self.id()
+        ))
     }
 
     /// How it ended when this controller stopped it.
@@ -299,7 +328,7 @@ fn passing(error: Error) -> Error {
 impl Controller for ContainerdController {
     async fn prepare(&mut self) -> Result<Option<String>, Error> {
         self.settle().await;
-        (self.made, self.stopped) = (None, None);
+        (self.fresh, self.made, self.stopped) = (false, None, None);
         // A task's files are made first, and removed last.
         if self.node.files.of(self.id()).exist() {
             if self.prepared().await? {
@@ -325,7 +354,7 @@ impl Controller for ContainerdController {
                 )));
             }
         };
-        self.made = Some(made.handle);
+        (self.fresh, self.made) = (true, Some(made.handle));
         Ok(made.notice)
     }
 
@@ -361,8 +390,9 @@ impl Controller for ContainerdController {
     async fn remove(&mut self) -> Result<(), Error> {
         self.settle().await;
         match self.stopped.take() {
-            Some(_) => self.node.remove_rest(self.id()).await,
-            None => self.node.remove(self.id()).await,
+            Some(Some(_)) => self.node.remove_rest(self.id()).await,
+            // Nobody saw it end: containerd may be making it still, for a swarmd that is gone.
+            Some(None) | None => self.node.remove(self.id()).await,
         }
     }
 

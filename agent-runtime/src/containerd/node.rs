@@ -230,13 +230,11 @@ impl Node {
     /// Removes everything there is of a task. What runs is killed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
         match self.containers.process(id).await? {
-            Process::Absent => {}
-            Process::Stopped { .. } => self.containers.delete_process(id).await?,
-            Process::Created { .. } | Process::Running { .. } => {
-                self.kill(id).await?;
-                self.containers.delete_process(id).await?;
-            }
+            Process::Absent | Process::Stopped { .. } => {}
+            Process::Created { .. } | Process::Running { .. } => drop(self.kill(id).await?),
         }
+        // Also where there is none: a shim whose process was never made is one all the same.
+        self.containers.delete_process(id).await?;
         self.remove_rest(id).await
     }
 

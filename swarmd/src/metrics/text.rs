@@ -133,6 +133,10 @@ fn gauges(
     let kind = ConstGauge::new(0.0).metric_type();
     let mut family = encoder.encode_descriptor(name, help, None, kind)?;
     for (labels, value) in samples {
+        if labels.is_empty() {
+            // Without the braces of an empty set.
+            return ConstGauge::new(*value).encode(family);
+        }
         ConstGauge::new(*value).encode(family.encode_family(labels)?)?;
     }
     Ok(())
