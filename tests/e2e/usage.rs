@@ -57,8 +57,17 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
         .ok();
     assert!(pids.trim().parse::<u64>().unwrap() > 0, "{pids}");
 
+    of_a_worker(&cluster, &task.id);
+    of_a_manager(&cluster);
+    let node = cluster.ctl(&["node", "inspect", "n3"]).ok();
+    for word in ["Kernel features", "cgroup-v", "Disk"] {
+        assert!(node.contains(word), "{node}");
+    }
+}
+
+fn of_a_worker(cluster: &Cluster, task: &str) {
     let of_worker = cluster.get("n3", PORT, "/metrics").unwrap();
-    let labelled = |name: &str| format!("swarm_task_{name}{{task_id=\"{}\"}}", task.id);
+    let labelled = |name: &str| format!("swarm_task_{name}{{task_id=\"{}\"}}", task);
     assert!(
         sample(&of_worker, &labelled("memory_bytes")).unwrap() > 100_000.0,
         "{of_worker}"
@@ -74,7 +83,9 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
     assert_eq!(sample(&of_worker, "swarm_node_manager"), Some(0.0));
     assert!(!of_worker.contains("swarm_manager_"), "{of_worker}");
     assert!(of_worker.ends_with("# EOF\n"), "{of_worker}");
+}
 
+fn of_a_manager(cluster: &Cluster) {
     let of_manager = cluster.get("n2", PORT, "/metrics").unwrap();
     for (name, value) in [
         ("swarm_node_manager", 1.0),
@@ -97,9 +108,4 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
             .unwrap_err()
             .contains("/metrics")
     );
-
-    let node = cluster.ctl(&["node", "inspect", "n3"]).ok();
-    for word in ["Kernel features", "cgroup-v", "Disk"] {
-        assert!(node.contains(word), "{node}");
-    }
 }

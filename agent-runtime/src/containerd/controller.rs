@@ -11,7 +11,6 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 
-use super::client::RUNC_MAX;
 use super::container::Process;
 use super::healthcheck::Watch;
 use super::label;
@@ -140,7 +139,12 @@ impl ContainerdController {
             }
         }
         let starting = self.node.containers.start(self.id());
-        let limit = if fresh { RUNC_MAX } else { START_AGAIN_MAX };
+        // The first one has its own limit, which says nothing of the process.
+        let limit = if fresh {
+            Duration::MAX
+        } else {
+            START_AGAIN_MAX
+        };
         let started = match tokio::time::timeout(limit, starting).await {
             Ok(started) => started,
             Err(_) => return Err(self.half_started().await),
