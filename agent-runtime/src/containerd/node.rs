@@ -8,6 +8,7 @@ use std::time::Duration;
 use futures::stream::{StreamExt as _, TryStreamExt as _};
 
 use super::ContainerdConfig;
+use super::apparmor::AppArmor;
 use super::cgroup::{self, Left};
 use super::client::{Client, Failure};
 use super::container::{Container, Containers, Process, Target};
@@ -43,6 +44,7 @@ pub(super) struct Node {
     pub network: NodeNetwork,
     /// The processes beside and inside containers.
     pub tool: Tool,
+    pub apparmor: Arc<AppArmor>,
     /// The socket of systemd's journal.
     pub journal: PathBuf,
     /// Held while new volumes are filled, by whoever fills them.
@@ -70,6 +72,7 @@ impl Node {
             files: Files::new(config.state_dir.clone()),
             network: NodeNetwork::new(&config.namespace, config.node_netns()),
             tool: Tool::new(&config.program, &config.state_dir),
+            apparmor: Arc::new(AppArmor::of_host()),
             journal: config.journal.clone(),
             client,
             filling: Arc::default(),
