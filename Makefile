@@ -105,7 +105,7 @@ sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 
 .PHONY: bench
 bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
-	$(MAKE) bench-schedule bench-control-plane bench-footprint bench-pull bench-start bench-agent
+	$(MAKE) bench-schedule bench-control-plane bench-commit bench-failover bench-catch-up bench-footprint bench-pull bench-start bench-agent
 
 bench-pull bench-start bench-agent: deps
 bench-%: build-deps

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
 
 use super::ContainerdConfig;
 use super::apparmor::AppArmor;
@@ -27,6 +28,9 @@ const SIGKILL: u32 = 9;
 const KILLED: u32 = 137;
 /// The kernel ends a killed process at once, unless it hangs in a dead disk or network mount.
 const KILL_MAX: Duration = Duration::from_secs(30);
+/// How long a shim that does not say how its process is may only be slow.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+const SILENCE_PAUSE: Duration = Duration::from_millis(200);
 /// A killed process gives its cgroup up within milliseconds: five seconds in all.
 const CGROUP_TRIES: u32 = 250;
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
@@ -108,12 +112,25 @@ impl Node {
         match self.containers.process(id).await {
             Ok(Process::Running { .. }) => Ok(true),
             Ok(Process::Absent | Process::Created { .. } | Process::Stopped { .. }) => Ok(false),
+            Ok(Process::Silent) => Ok(true),
             Err(failure @ Failure::Away { .. }) => Err(failure.into()),
-            // Its shim is slow, say: ports are not taken from a container that may serve.
+            // Something is slow, say: ports are not taken from a container that may serve.
             Err(failure) => {
                 tracing::warn!(task.id = id, ?failure, "taken to be running");
                 Ok(true)
             }
+        }
+    }
+
+    /// How a task's process is; [`Process::Silent`] only when its shim has had time to say.
+    pub(super) async fn process(&self, id: &str) -> Result<Process, Failure> {
+        let until = Instant::now() + SILENCE_MAX;
+        loop {
+            let process = self.containers.process(id).await?;
+            if process != Process::Silent || Instant::now() >= until {
+                return Ok(process);
+            }
+            tokio::time::sleep(SILENCE_PAUSE).await;
         }
     }
 
@@ -159,7 +176,7 @@ impl Node {
     /// Stops the container of a task as its labels say, killing it after the grace period. How it
     /// ended is returned, where that is known, and not recorded: what was asked to end is removed next.
     pub(super) async fn stop(&self, id: &str) -> Result<Option<Exit>, Error> {
-        let asked = futures::join!(self.containers.get(id), self.containers.process(id));
+        let asked = futures::join!(self.containers.get(id), self.process(id));
         let Some(container) = asked.0? else {
             return self.free(id).await.map(|()| None);
         };
@@ -171,6 +188,7 @@ impl Node {
             Process::Stopped { code } => return self.conclude(id, code).await.map(Some),
             // It never ran, so there is nobody to ask.
             Process::Created { .. } => {}
+            Process::Silent => self.silence(id).await?,
             Process::Running { .. } => {
                 // New connections go elsewhere before the container learns of its end.
                 self.withdraw(id).await;
@@ -209,6 +227,17 @@ impl Node {
         }))
     }
 
+    /// Ends what runs of a container whose shim does not answer: it waits for runc, and runc for a
+    /// process that a start which was cut off has left half-way. Once that is gone both go on.
+    async fn silence(&self, id: &str) -> Result<(), Error> {
+        tracing::warn!(
+            task.id = id,
+            "its shim does not answer; its processes are killed"
+        );
+        self.withdraw(id).await;
+        self.clear_cgroup(id).await
+    }
+
     /// Kills what runs in a container, and waits for its end.
     async fn kill(&self, id: &str) -> Result<u32, Error> {
         self.containers.kill(id, SIGKILL, Target::All).await?;
@@ -232,9 +261,13 @@ impl Node {
 
     /// Removes everything there is of a task. What runs is killed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
-        match self.containers.process(id).await? {
+        match self.process(id).await? {
             Process::Absent | Process::Stopped { .. } => {}
             Process::Created { .. } | Process::Running { .. } => drop(self.kill(id).await?),
+            Process::Silent => {
+                self.silence(id).await?;
+                self.kill(id).await?;
+            }
         }
         // Also where there is none: a shim whose process was never made is one all the same.
         self.containers.delete_process(id).await?;
