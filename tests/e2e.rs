@@ -8,6 +8,7 @@
 mod e2e {
     mod ansible;
     mod certificates;
+    mod chaos;
     mod debian;
     mod docker;
     mod host;
