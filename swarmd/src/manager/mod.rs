@@ -46,7 +46,6 @@ use swarm_proto::own;
 use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use crate::ca::{SecurityConfig, connect_lazy};
 use crate::clock::Clock;
@@ -55,8 +54,8 @@ use dispatcher::Dispatcher;
 use forward::Forwarder;
 use members::{Members, MembershipServer};
 use raft::{
-    DialError, Dialer, Leadership, Member, Membership, Published, RaftConfig, RaftId, RaftNode,
-    RaftService, SnapshotLimits, Start, StartError, Timing,
+    DialError, Dialer, Disk, Leadership, Line, Member, Membership, Published, RaftConfig, RaftId,
+    RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
 };
 use store::State;
 use store::machine::StoreMachine;
@@ -132,6 +131,7 @@ impl Manager {
             },
             state_dir: config.state_dir,
             timing: config.timing,
+            disk: Disk::default(),
             snapshots: SnapshotLimits::default(),
         };
         let machine = StoreMachine::new(hub.clone());
@@ -346,7 +346,7 @@ impl Duties {
 struct MtlsDialer(Arc<OnceLock<SecurityConfig>>);
 
 impl Dialer for MtlsDialer {
-    fn dial(&self, _: &Member, address: &str) -> Result<Channel, DialError> {
+    fn dial(&self, _: &Member, address: &str) -> Result<Line, DialError> {
         let error = |reason: String| DialError {
             address: address.to_owned(),
             reason,
@@ -355,6 +355,7 @@ impl Dialer for MtlsDialer {
             .0
             .get()
             .ok_or_else(|| error("this node has no certificate yet".into()))?;
-        connect_lazy(address, security).map_err(|e| error(e.to_string()))
+        let channel = connect_lazy(address, security).map_err(|e| error(e.to_string()))?;
+        Ok(channel.into())
     }
 }

@@ -19,9 +19,9 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
+use super::disk::Disk;
 use super::encryption::Dek;
 use super::error::StorageError;
-use super::files;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
@@ -44,26 +44,26 @@ pub(crate) struct RaftDir {
 
 impl RaftDir {
     /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
-    pub(crate) fn open(state_dir: &Path, new: RaftId) -> Result<Self, StorageError> {
+    pub(crate) fn open(disk: &Disk, state_dir: &Path, new: RaftId) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
-        if !is_present(&dir)? {
-            return create(state_dir, &dir, new);
+        if disk.list(&dir)?.is_none_or(|files| files.is_empty()) {
+            return create(disk, state_dir, &dir, new);
         }
         let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
         let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
         for path in [&id_path, &dek_path, &log_path, &snapshots_path] {
-            if !path.exists() {
+            if !disk.exists(path) {
                 return Err(StorageError::Missing {
                     path: path.clone(),
                     beside: dir,
                 });
             }
         }
-        let dek = Arc::new(Dek::read(&dek_path)?);
-        let (log, loaded) = LogFile::open(&log_path, &dek, &dek_path)?;
+        let dek = Arc::new(Dek::read(disk, &dek_path)?);
+        let (log, loaded) = LogFile::open(disk, &log_path, (&dek, &dek_path))?;
         let log = LogStore::over(log, loaded)?;
-        let snapshots = Arc::new(SnapshotStore::open(&snapshots_path, dek)?);
-        let id = read_id(&id_path)?;
+        let snapshots = Arc::new(SnapshotStore::open(disk, &snapshots_path, dek)?);
+        let id = read_id(disk, &id_path)?;
         let opened = Self { id, log, snapshots };
         opened.check_tail(&log_path)?;
         Ok(opened)
@@ -94,15 +94,6 @@ impl RaftDir {
     }
 }
 
-/// True if there is a raft directory with anything in it.
-fn is_present(dir: &Path) -> Result<bool, StorageError> {
-    match std::fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(StorageError::io("open", dir)(e)),
-    }
-}
-
 /// The number with a check: with another one the manager would wait for a cluster that does not know it.
 fn id_text(id: RaftId) -> String {
     let hash = digest(&SHA256, &id.to_be_bytes());
@@ -114,8 +105,8 @@ fn id_text(id: RaftId) -> String {
     format!("{id} {}\n", check.collect::<String>())
 }
 
-fn read_id(path: &Path) -> Result<RaftId, StorageError> {
-    let text = std::fs::read(path).map_err(StorageError::io("read", path))?;
+fn read_id(disk: &Disk, path: &Path) -> Result<RaftId, StorageError> {
+    let text = disk.read(path)?;
     let text = String::from_utf8_lossy(&text);
     let id = text.split(' ').next().and_then(|id| id.parse().ok());
     id.filter(|id| id_text(*id) == text).ok_or_else(|| {
@@ -124,27 +115,26 @@ fn read_id(path: &Path) -> Result<RaftId, StorageError> {
     })
 }
 
-fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageError> {
+fn create(disk: &Disk, state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageError> {
     let new: PathBuf = state_dir.join(NEW_DIR);
-    match std::fs::remove_dir_all(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StorageError::io("remove", &new)(e));
-        }
-        _ => {}
-    }
-    files::create_dir(&new)?;
-    files::create_dir(&new.join(SNAPSHOTS))?;
-    files::write_new(&new.join(ID), id_text(id).as_bytes())?;
+    disk.remove_all(&new)?;
+    disk.create_dir(&new)?;
+    disk.create_dir(&new.join(SNAPSHOTS))?;
+    disk.write_new(&new.join(ID), id_text(id).as_bytes())?;
     let dek = Dek::generate()?;
-    dek.write_new(&new.join(DEK))?;
+    dek.write_new(disk, &new.join(DEK))?;
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
-    let log = LogFile::create(&new.join(LOG), &dir.join(LOG), &dek)?;
-    files::sync_dir(&new)?;
-    std::fs::rename(&new, dir).map_err(StorageError::io("rename", &new))?;
-    files::sync_dir(state_dir)?;
+    let log = LogFile::create(disk, (&new.join(LOG), &dir.join(LOG)), &dek)?;
+    disk.sync_dir(&new)?;
+    disk.rename(&new, dir)?;
+    disk.sync_dir(state_dir)?;
     Ok(RaftDir {
         id,
         log: LogStore::over(log, Loaded::default())?,
-        snapshots: Arc::new(SnapshotStore::open(&dir.join(SNAPSHOTS), Arc::new(dek))?),
+        snapshots: Arc::new(SnapshotStore::open(
+            disk,
+            &dir.join(SNAPSHOTS),
+            Arc::new(dek),
+        )?),
     })
 }

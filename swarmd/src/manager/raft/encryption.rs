@@ -19,8 +19,8 @@ use ring::rand::{SecureRandom as _, SystemRandom};
 use ring::{digest, hkdf};
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::disk::Disk;
 use super::error::StorageError;
-use super::files;
 
 /// Bytes of a key and of a salt.
 pub(crate) const KEY_LEN: usize = 32;
@@ -42,20 +42,19 @@ impl Dek {
     }
 
     /// Writes the key to a file that does not exist yet, mode 0600.
-    pub(crate) fn write_new(&self, path: &Path) -> Result<(), StorageError> {
+    pub(crate) fn write_new(&self, disk: &Disk, path: &Path) -> Result<(), StorageError> {
         let mut encoded = base64::engine::general_purpose::STANDARD.encode(*self.0);
         let text = Zeroizing::new(format!(
             "{DEK_MAGIC} {DEK_PLAIN}\n{encoded}\n{}\n",
             checksum(&encoded)
         ));
         encoded.zeroize();
-        files::write_new(path, text.as_bytes())
+        disk.write_new(path, text.as_bytes())
     }
 
     /// Reads the key; any truncation or flipped bit in the file is found by its checksum.
-    pub(crate) fn read(path: &Path) -> Result<Self, StorageError> {
-        let bytes = std::fs::read(path).map_err(StorageError::io("read", path))?;
-        let bytes = Zeroizing::new(bytes);
+    pub(crate) fn read(disk: &Disk, path: &Path) -> Result<Self, StorageError> {
+        let bytes = Zeroizing::new(disk.read(path)?);
         let damaged = |problem: &str| StorageError::damaged(path, "data encryption key", problem);
         let text = std::str::from_utf8(&bytes).map_err(|_| damaged("not text"))?;
         let mut lines = text.lines();

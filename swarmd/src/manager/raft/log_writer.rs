@@ -25,6 +25,7 @@ use super::log_file::{COMMITTED, LOG, LogFile, PURGED, Place, STATE, VOTE};
 use super::log_store::Shared;
 use super::types::{Entry, LogId, Types, Vote};
 use super::wire;
+use crate::process::Process;
 
 /// Requests waiting for the writer; a full queue holds up consensus, which holds up proposals.
 pub(crate) const QUEUE: usize = 1024;
@@ -93,7 +94,7 @@ impl Writer {
         }
     }
 
-    /// Serves requests until the log is closed or nobody can send any more.
+    /// Serves requests until the log is closed or nobody can send any more. Blocks its thread.
     pub(crate) fn run(mut self) {
         let mut closing = None;
         while closing.is_none()
@@ -102,6 +103,29 @@ impl Writer {
             let outcome = self.commit(&batch);
             closing = self.answer(batch, outcome);
         }
+        self.end(closing);
+    }
+
+    /// The same for a simulated process, which has no thread for it: time passes between a commit and its answers.
+    pub(crate) async fn run_in(mut self, process: Process) {
+        let mut closing = None;
+        while closing.is_none() {
+            let batch = match self.waiting() {
+                Ok(batch) => batch,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => match self.queue.recv().await {
+                    Some(first) => self.batch(first),
+                    None => break,
+                },
+            };
+            let outcome = self.commit(&batch);
+            process.pay().await;
+            closing = self.answer(batch, outcome);
+        }
+        self.end(closing);
+    }
+
+    fn end(mut self, closing: Option<oneshot::Sender<()>>) {
         if self.committed.is_some() {
             // Only a hint is at stake; a failure has been logged.
             let _ = self.commit(&[]);
@@ -112,16 +136,31 @@ impl Writer {
         }
     }
 
-    /// Waits for work. An empty batch is a purge step of an idle log.
+    /// Waits for work.
     fn gather(&mut self) -> Option<Vec<Op>> {
-        let first = match self.queue.try_recv() {
-            Ok(op) => op,
-            Err(TryRecvError::Empty) if self.purge.is_some() && self.failed.is_none() => {
-                return Some(Vec::new());
+        match self.waiting() {
+            Ok(batch) => Some(batch),
+            Err(TryRecvError::Empty) => {
+                let first = self.queue.blocking_recv()?;
+                Some(self.batch(first))
             }
-            Err(TryRecvError::Empty) => self.queue.blocking_recv()?,
-            Err(TryRecvError::Disconnected) => return None,
-        };
+            Err(TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Work that is there. An empty batch is a purge step of an idle log.
+    fn waiting(&mut self) -> Result<Vec<Op>, TryRecvError> {
+        match self.queue.try_recv() {
+            Ok(first) => Ok(self.batch(first)),
+            Err(TryRecvError::Empty) if self.purge.is_some() && self.failed.is_none() => {
+                Ok(Vec::new())
+            }
+            Err(nothing) => Err(nothing),
+        }
+    }
+
+    /// Takes what waits together with `first`.
+    fn batch(&mut self, first: Op) -> Vec<Op> {
         let mut bytes = first.bytes();
         let mut batch = vec![first];
         while bytes < BATCH_BYTES
@@ -130,7 +169,7 @@ impl Writer {
             bytes += op.bytes();
             batch.push(op);
         }
-        Some(batch)
+        batch
     }
 
     /// Makes a batch durable, all of it or nothing.

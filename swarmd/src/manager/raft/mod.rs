@@ -9,7 +9,7 @@
 //!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
 //! membership.rs   who takes part
-//! dir.rs          what lies on disk; encryption.rs how it is sealed
+//! dir.rs          what lies on disk; encryption.rs how it is sealed; disk.rs real or simulated, as runtime.rs
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
@@ -18,9 +18,9 @@ mod config;
 mod database;
 mod dial;
 mod dir;
+mod disk;
 mod encryption;
 mod error;
-mod files;
 mod log_file;
 mod log_store;
 mod log_tail;
@@ -29,6 +29,7 @@ mod membership;
 mod network;
 mod node;
 mod propose;
+mod runtime;
 mod server;
 mod snapshot;
 mod snapshot_file;
@@ -42,7 +43,8 @@ mod wire;
 mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
-pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
+pub use dial::{DialError, Dialer, Line, LineError, PlainDialer, manager_endpoint};
+pub use disk::{Disk, SimulatedDisk, SimulatedFile};
 pub use error::StorageError;
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};

@@ -25,6 +25,7 @@ use openraft::vote::RaftLeaderId as _;
 use tokio::sync::Notify;
 
 use super::dir::RaftDir;
+use super::disk::Disk;
 use super::encryption::Dek;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
@@ -138,6 +139,7 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
             addresses: Vec::new(),
         },
         state_dir: dir.to_owned(),
+        disk: Disk::Real,
         timing: Timing::default(),
         snapshots: SnapshotLimits::default(),
     }
@@ -177,11 +179,11 @@ pub(super) async fn close(log: LogStore) {
 }
 
 pub(super) fn open(dir: &Path) -> RaftDir {
-    RaftDir::open(dir, 1).unwrap()
+    RaftDir::open(&Disk::Real, dir, 1).unwrap()
 }
 
 pub(super) fn open_error(dir: &Path) -> String {
-    RaftDir::open(dir, 1).unwrap_err().to_string()
+    RaftDir::open(&Disk::Real, dir, 1).unwrap_err().to_string()
 }
 
 pub(super) fn new_log(db: redb::Database, dek: &Dek) -> LogStore {

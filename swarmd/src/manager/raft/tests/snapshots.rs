@@ -32,7 +32,7 @@ fn read(store: &SnapshotStore) -> String {
 }
 
 fn store(dir: &Path) -> SnapshotStore {
-    SnapshotStore::open(dir, Arc::new(dek())).unwrap()
+    SnapshotStore::open(&Disk::Real, dir, Arc::new(dek())).unwrap()
 }
 
 /// The same key each time.
@@ -40,12 +40,13 @@ fn dek() -> Dek {
     let path = std::env::temp_dir().join(format!("swarm-snapshot-test-{}", std::process::id()));
     if !path.exists() {
         let new = path.with_extension(format!("{:?}", std::thread::current().id()));
-        Dek::generate().unwrap().write_new(&new).unwrap();
+        let dek = Dek::generate().unwrap();
+        dek.write_new(&Disk::Real, &new).unwrap();
         // Whoever comes first; all read the same.
         let _ = std::fs::hard_link(&new, &path);
         let _ = std::fs::remove_file(&new);
     }
-    Dek::read(&path).unwrap()
+    Dek::read(&Disk::Real, &path).unwrap()
 }
 
 #[test]
