@@ -103,6 +103,11 @@ test-fuzz: build-deps ## Parsers of what others write, fed with nonsense for 60 
 sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 	SEED=$(SEED) N=$(N) STEPS=$(STEPS) cargo test --release --package swarm --test sim -- --nocapture
 
+.PHONY: test-chaos
+test-chaos: test-binaries ## Five minutes of faults on managers and workers; SWARM_CHAOS_SECONDS and SWARM_CHAOS_SEED say otherwise
+	WEB_BIN=$(CURDIR)/$(RELEASE)/web SWARM_CHAOS_SECONDS=$${SWARM_CHAOS_SECONDS:-300} \
+	  cargo test --package swarm --test e2e chaos -- --nocapture
+
 .PHONY: bench
 bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
 	$(MAKE) bench-schedule bench-control-plane bench-commit bench-failover bench-catch-up bench-footprint bench-pull bench-start bench-agent

@@ -66,6 +66,8 @@ pub(super) struct Client {
     services: BTreeMap<String, Known>,
     /// Removed for good.
     gone: Vec<String>,
+    /// Asked for without an answer: they may be there, or come about for some seconds yet.
+    unsure: Vec<String>,
     number: u64,
     tally: Tally,
 }
@@ -84,6 +86,7 @@ impl Client {
             random,
             services: BTreeMap::new(),
             gone: Vec::new(),
+            unsure: Vec::new(),
             number: 0,
             tally: Tally::default(),
         }
@@ -130,6 +133,17 @@ impl Client {
                 }
             }
         }
+        for name in std::mem::take(&mut self.unsure) {
+            let found = eventually("an answer", LIMIT, || {
+                self.find(&name).map_err(|status| status.to_string())
+            });
+            if let Some(service) = found {
+                eventually("its removal", LIMIT, || {
+                    self.remove_by(&service.id)
+                        .map_err(|status| status.to_string())
+                });
+            }
+        }
         for name in std::mem::take(&mut self.gone) {
             let found = eventually("an answer", LIMIT, || {
                 self.find(&name).map_err(|status| status.to_string())
@@ -147,16 +161,16 @@ impl Client {
             0 => None,
             count => names.get(self.random.random_range(0..count)).cloned(),
         };
-        let what = self.random.random_range(0..10_u32);
+        let what = self.random.random_range(0..20_u32);
         let done = match (what, name) {
             (_, None) => self.create(),
-            (0..=1, Some(_)) if names.len() < SERVICES => self.create(),
-            (0..=1 | 9, Some(name)) => self.remove(&name),
-            (2..=4, Some(name)) => {
+            (0, Some(_)) if names.len() < SERVICES => self.create(),
+            (0 | 1, Some(name)) => self.remove(&name),
+            (2, Some(name)) => {
                 let replicas = self.random.random_range(0..=REPLICAS);
                 self.change(&name, |content| content.replicas = replicas)
             }
-            (5..=6, Some(name)) => {
+            (3..=6, Some(name)) => {
                 self.number += 1;
                 let number = self.number;
                 self.change(&name, |content| content.count = number)
@@ -199,14 +213,8 @@ impl Client {
                 self.tally.acknowledged += 1;
                 Ok(())
             }
-            // It may be there, or come about. Its name is not used again; if it is there it goes.
             Err(status) => {
-                let known = Known {
-                    id: String::new(),
-                    possible: vec![content],
-                    removing: true,
-                };
-                self.services.insert(name, known);
+                self.unsure.push(name);
                 Err(status)
             }
         }
@@ -252,29 +260,29 @@ impl Client {
     fn remove(&mut self, name: &str) -> Result<(), Status> {
         let known = self.services.get_mut(name).unwrap();
         known.removing = true;
-        if known.id.is_empty() {
-            let Some(found) = self.find(name)? else {
-                // Not there now; a create without an answer may still come about, for some seconds.
-                return Ok(());
-            };
-            self.services.get_mut(name).unwrap().id = found.id;
-        }
-        let id = self.services.get(name).unwrap().id.clone();
+        let id = known.id.clone();
+        self.remove_by(&id)?;
+        self.services.remove(name);
+        self.gone.push(name.to_owned());
+        Ok(())
+    }
+
+    fn remove_by(&mut self, id: &str) -> Result<(), Status> {
         let removed = self.ask(move |mut client| {
             let request = pb::RemoveServiceRequest {
-                service_id: id.clone(),
+                service_id: id.to_owned(),
             };
             async move { client.remove_service(request).await }
         });
         match removed {
-            Ok(_) => self.tally.acknowledged += 1,
+            Ok(_) => {
+                self.tally.acknowledged += 1;
+                Ok(())
+            }
             // An earlier try did it, without an answer.
-            Err(status) if status.code() == Code::NotFound => {}
-            Err(status) => return Err(status),
+            Err(status) if status.code() == Code::NotFound => Ok(()),
+            Err(status) => Err(status),
         }
-        self.services.remove(name);
-        self.gone.push(name.to_owned());
-        Ok(())
     }
 
     fn check(&mut self, name: &str) -> Result<(), Status> {

@@ -69,40 +69,40 @@ impl Faults {
 
     /// Brings one about, lets it last, and mends it.
     pub(super) fn one(&mut self, cluster: &mut Cluster) {
-        let fault = FAULTS[self.random.random_range(0..FAULTS.len())];
-        let names = cluster.names();
+        let fault = self.choose(&FAULTS);
         // Managers are where it matters more.
-        let names = match self.random.random_range(0..3) {
-            0 => &names[super::MANAGERS.len()..],
-            _ => &names[..super::MANAGERS.len()],
+        let hosts = match self.random.random_range(0..3) {
+            0 => super::WORKERS,
+            _ => super::MANAGERS,
         };
-        let name = names[self.random.random_range(0..names.len())].clone();
+        let name = self.choose(&hosts);
         *self.counts.entry(fault).or_default() += 1;
         match fault {
             Fault::Kill => {
-                cluster.node_mut(&name).stop(Signal::SIGKILL).unwrap();
+                cluster.node_mut(name).stop(Signal::SIGKILL).unwrap();
                 self.last(0, 1500);
-                cluster.node_mut(&name).start_again().unwrap();
+                cluster.node_mut(name).start_again().unwrap();
             }
             Fault::Pause => {
-                signal(cluster, &name, Signal::SIGSTOP);
+                signal(cluster, name, Signal::SIGSTOP);
                 self.last(200, 3000);
-                signal(cluster, &name, Signal::SIGCONT);
+                signal(cluster, name, Signal::SIGCONT);
             }
             Fault::Cut => {
-                cluster.node(&name).host.cut().unwrap();
+                cluster.node(name).host.cut().unwrap();
                 self.last(200, 4000);
-                cluster.node(&name).host.mend().unwrap();
+                cluster.node(name).host.mend().unwrap();
             }
             Fault::Deaf => {
-                let chain = "{ type filter hook input priority -300; iif != lo drop; }";
-                nft(
-                    cluster,
-                    &name,
-                    &format!("table inet {TABLE} {{ chain input {chain} }}"),
-                );
+                let hook = "{ type filter hook input priority -300; }";
+                let rules = [
+                    format!("add table inet {TABLE}"),
+                    format!("add chain inet {TABLE} input {hook}"),
+                    format!("add rule inet {TABLE} input iif != lo drop"),
+                ];
+                nft(cluster, name, &rules.join("; "));
                 self.last(200, 4000);
-                nft(cluster, &name, &format!("delete table inet {TABLE}"));
+                nft(cluster, name, &format!("delete table inet {TABLE}"));
             }
             Fault::Full => {
                 fill(cluster);
@@ -118,6 +118,11 @@ impl Faults {
         revive(cluster);
         // Some of it is over before the next begins, and some is not.
         self.last(0, 2500);
+    }
+
+    fn choose<T: Copy>(&mut self, from: &[T]) -> T {
+        let at = self.random.random_range(0..from.len());
+        *from.get(at).unwrap()
     }
 
     /// No event ends a fault: any time is right.
@@ -167,15 +172,8 @@ fn nft(cluster: &Cluster, name: &str, rules: &str) {
 pub(super) fn small_disk(cluster: &Cluster, name: &str) {
     let state = cluster.lab.site.state().join(name);
     fs::create_dir_all(&state).unwrap();
-    let none = None::<&str>;
-    mount(
-        Some("tmpfs"),
-        &state,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some(DISK),
-    )
-    .unwrap_or_else(|error| panic!("tmpfs on {} {none:?}: {error}", state.display()));
+    let none = MsFlags::empty();
+    mount(Some("tmpfs"), &state, Some("tmpfs"), none, Some(DISK)).unwrap();
 }
 
 fn filler(cluster: &Cluster) -> PathBuf {
