@@ -22,6 +22,8 @@ const UNCONFINED: &str = "unconfined";
 const ENABLED: &str = "/sys/module/apparmor/parameters/enabled";
 /// The loaded profiles, a line each: `name (mode)`.
 const LOADED: &str = "/sys/kernel/security/apparmor/profiles";
+/// The number of the capability that loading profiles needs.
+const CAP_MAC_ADMIN: u32 = 33;
 /// Where Debian and others keep the compiler of profiles.
 const PARSERS: [&str; 3] = [
     "/sbin/apparmor_parser",
@@ -55,6 +57,8 @@ pub(super) struct AppArmor {
     enabled: PathBuf,
     loaded: PathBuf,
     parser: Option<PathBuf>,
+    /// This process has the right to load profiles; in a container it may lack it.
+    may_load: bool,
     /// Held while the profile is looked for and loaded: one loader is enough.
     state: Mutex<State>,
 }
@@ -68,7 +72,11 @@ struct State {
 impl AppArmor {
     pub(super) fn of_host() -> Self {
         let mut parsers = PARSERS.iter().map(PathBuf::from);
-        Self::at(ENABLED, LOADED, parsers.find(|path| path.exists()))
+        let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+        Self {
+            may_load: holds(&status, CAP_MAC_ADMIN),
+            ..Self::at(ENABLED, LOADED, parsers.find(|path| path.exists()))
+        }
     }
 
     fn at(
@@ -80,6 +88,7 @@ impl AppArmor {
             enabled: enabled.into(),
             loaded: loaded.into(),
             parser,
+            may_load: true,
             state: Mutex::default(),
         }
     }
@@ -98,7 +107,8 @@ impl AppArmor {
     ///
     /// # Errors
     /// [`Error::Fatal`] when the kernel has AppArmor and the profile can't be loaded: a container
-    /// is not run with less than it is promised. A host without the compiler promises nothing.
+    /// is not run with less than it is promised. A host without the compiler, and a swarmd without
+    /// the right to load profiles, promise nothing.
     fn look(&self) -> Result<Confinement, Error> {
         if !self.is_enabled() {
             return Ok(Confinement::None);
@@ -116,6 +126,10 @@ impl AppArmor {
             self.warn(&mut state, "apparmor_parser is not installed");
             return Ok(Confinement::None);
         };
+        if !self.may_load {
+            self.warn(&mut state, "swarmd lacks CAP_MAC_ADMIN to load a profile");
+            return Ok(Confinement::None);
+        }
         load(parser)?;
         Ok(Confinement::Profile)
     }
@@ -128,7 +142,7 @@ impl AppArmor {
     /// Whether containers are confined, or would be once the first is made.
     pub(super) fn can_confine(&self) -> bool {
         std::fs::read_to_string(&self.loaded)
-            .is_ok_and(|loaded| is_loaded(&loaded) || self.parser.is_some())
+            .is_ok_and(|loaded| is_loaded(&loaded) || (self.parser.is_some() && self.may_load))
     }
 
     fn warn(&self, state: &mut State, reason: &str) {
@@ -140,6 +154,14 @@ impl AppArmor {
             );
         }
     }
+}
+
+/// Whether a process, by its /proc/PID/status, has a capability.
+fn holds(status: &str, capability: u32) -> bool {
+    let mut lines = status.lines();
+    let effective = lines.find_map(|line| line.strip_prefix("CapEff:"));
+    let effective = effective.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+    effective.is_some_and(|mask| mask & (1 << capability) != 0)
 }
 
 fn is_loaded(profiles: &str) -> bool {
@@ -312,6 +334,21 @@ mod tests {
         let error = host.apparmor(Some(parser)).look().unwrap_err().to_string();
         assert!(error.contains("swarm-default"), "{error}");
         assert!(error.contains("no permission"), "{error}");
+    }
+
+    #[test]
+    fn without_the_right_to_load_nothing_is_promised() {
+        let host = Host::new(Some("Y\n"), Some(""));
+        let mut apparmor = host.apparmor(Some(host.parser("exit 1")));
+        apparmor.may_load = false;
+        assert_eq!(apparmor.look().unwrap(), Confinement::None);
+        assert!(!apparmor.can_confine());
+        assert!(holds(
+            "Name:\tx\nCapEff:\t0000000200000000\n",
+            CAP_MAC_ADMIN
+        ));
+        assert!(!holds("CapEff:\t0000000100000000\n", CAP_MAC_ADMIN));
+        assert!(!holds("", CAP_MAC_ADMIN));
     }
 
     #[test]

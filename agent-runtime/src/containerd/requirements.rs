@@ -144,9 +144,9 @@ fn apparmor(host: &AppArmor) -> Option<Requirement> {
         let detail = format!("containers have the profile {PROFILE}");
         return Some(Requirement::met(WHAT, detail));
     }
-    let reason = "the kernel has it, but apparmor_parser is missing or /sys/kernel/security is not mounted: \
+    let reason = "the kernel has it, but apparmor_parser, /sys/kernel/security or CAP_MAC_ADMIN is missing: \
                   containers are not confined by it";
-    let remedy = "apt-get install apparmor; in a container, mount the host's /sys/kernel/security";
+    let remedy = "apt-get install apparmor; for a swarmd in a container, --cap-add MAC_ADMIN";
     Some(Requirement::poor(WHAT, reason, remedy))
 }
 
