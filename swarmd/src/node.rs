@@ -381,6 +381,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         addresses: vec![addr],
         start,
         resolver: Arc::new(RegistryResolver(config.registries.clone())),
+        seal: crate::seal::Seal::default(),
     };
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {

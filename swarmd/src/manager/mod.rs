@@ -50,6 +50,7 @@ use tonic::transport::Channel;
 
 use crate::ca::{SecurityConfig, connect_lazy};
 use crate::clock::Clock;
+use crate::seal::Seal;
 use controlapi::ControlApi;
 use dispatcher::Dispatcher;
 use forward::Forwarder;
@@ -103,6 +104,8 @@ pub(crate) struct ManagerConfig {
     pub(crate) start: Start,
     /// Asks registries what tags mean.
     pub(crate) resolver: Arc<dyn controlapi::ImageResolver>,
+    /// How this manager's secrets lie on disk.
+    pub(crate) seal: Seal,
 }
 
 /// A running manager.
@@ -133,6 +136,7 @@ impl Manager {
             state_dir: config.state_dir,
             timing: config.timing,
             snapshots: SnapshotLimits::default(),
+            seal: config.seal,
         };
         let machine = StoreMachine::new(hub.clone());
         let dialer = Arc::new(MtlsDialer(Arc::clone(&security)));

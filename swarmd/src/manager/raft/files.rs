@@ -42,6 +42,15 @@ pub(crate) fn write_new(path: &Path, content: &[u8]) -> Result<(), StorageError>
         .map_err(StorageError::io("write", path))
 }
 
+/// Replaces a file, or makes it: after a power cut the old content is there, or the new one.
+pub(crate) fn replace(path: &Path, content: &[u8]) -> Result<(), StorageError> {
+    let new = path.with_extension("new");
+    remove(&new)?;
+    write_new(&new, content)?;
+    std::fs::rename(&new, path).map_err(StorageError::io("rename", &new))?;
+    path.parent().map_or(Ok(()), sync_dir)
+}
+
 /// Removes a file; one that is gone already is fine.
 pub(crate) fn remove(path: &Path) -> Result<(), StorageError> {
     match std::fs::remove_file(path) {

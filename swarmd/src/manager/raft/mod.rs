@@ -9,13 +9,14 @@
 //!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
 //! membership.rs   who takes part
-//! dir.rs          what lies on disk; encryption.rs how it is sealed
+//! dir.rs          what lies on disk; encryption.rs how it is sealed, dek_file.rs, rotation.rs by which key
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
 
 mod config;
 mod database;
+mod dek_file;
 mod dial;
 mod dir;
 mod encryption;
@@ -29,6 +30,7 @@ mod membership;
 mod network;
 mod node;
 mod propose;
+mod rotation;
 mod server;
 mod snapshot;
 mod snapshot_file;
@@ -43,10 +45,12 @@ mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
 pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
+pub(crate) use dir::check_key;
 pub use error::StorageError;
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
+pub(crate) use rotation::RaftKeys;
 pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};
 pub use status::{Leadership, MemberStatus, RaftStatus};

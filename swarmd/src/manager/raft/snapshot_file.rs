@@ -38,6 +38,7 @@ const LAST: &[u8] = b"last chunk";
 pub(crate) struct SnapshotWriter {
     file: File,
     path: PathBuf,
+    dek: Arc<Dek>,
     key: RecordKey,
     counter: u64,
     buffer: Vec<u8>,
@@ -47,7 +48,7 @@ impl SnapshotWriter {
     /// Starts a file that does not exist yet.
     pub(crate) fn create(
         path: &Path,
-        dek: &Dek,
+        dek: Arc<Dek>,
         meta: &SnapshotMeta,
     ) -> Result<Self, StorageError> {
         let salt: Salt = random()?;
@@ -60,6 +61,7 @@ impl SnapshotWriter {
             file,
             path: path.to_owned(),
             key: dek.derive(&salt, PURPOSE)?,
+            dek,
             counter: 0,
             buffer: wire::snapshot_meta(meta).encode_to_vec(),
         };
@@ -71,6 +73,11 @@ impl SnapshotWriter {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it is sealed by.
+    pub(crate) fn dek(&self) -> &Arc<Dek> {
+        &self.dek
     }
 
     /// Writes the end and makes the file durable.

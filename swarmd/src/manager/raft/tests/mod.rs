@@ -6,6 +6,7 @@ mod conformance;
 mod damage;
 mod log;
 mod power_cut;
+mod rotation;
 mod single;
 mod snapshots;
 mod store;
@@ -25,7 +26,7 @@ use openraft::vote::RaftLeaderId as _;
 use tokio::sync::Notify;
 
 use super::dir::RaftDir;
-use super::encryption::Dek;
+use super::encryption::{Dek, DekRing};
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::node::RaftNode;
@@ -33,6 +34,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::types::{Command, Entry, EntryPayload, LogId, Types, Vote};
 use super::{Machine, MachineError, Member, RaftConfig, SnapshotLimits, Timing};
+use crate::seal::Seal;
 
 /// A machine that remembers the commands it applied, by index.
 #[derive(Debug, Default)]
@@ -140,6 +142,7 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
         state_dir: dir.to_owned(),
         timing: Timing::default(),
         snapshots: SnapshotLimits::default(),
+        seal: Seal::default(),
     }
 }
 
@@ -177,16 +180,24 @@ pub(super) async fn close(log: LogStore) {
 }
 
 pub(super) fn open(dir: &Path) -> RaftDir {
-    RaftDir::open(dir, 1).unwrap()
+    RaftDir::open(dir, 1, Seal::default()).unwrap()
 }
 
 pub(super) fn open_error(dir: &Path) -> String {
-    RaftDir::open(dir, 1).unwrap_err().to_string()
+    RaftDir::open(dir, 1, Seal::default())
+        .unwrap_err()
+        .to_string()
 }
 
 pub(super) fn new_log(db: redb::Database, dek: &Dek) -> LogStore {
     let file = LogFile::create_in(db, Path::new("log.redb"), dek).unwrap();
     LogStore::over(file, Loaded::default()).unwrap()
+}
+
+/// One key that is used for all.
+pub(super) fn ring(dek: &Dek) -> DekRing {
+    let dek = Dek::from_bytes(dek.expose()).unwrap();
+    DekRing::new(Arc::new(dek), None)
 }
 
 pub(super) fn vote(term: u64) -> Vote {
