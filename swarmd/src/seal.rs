@@ -96,7 +96,8 @@ struct State {
 pub(crate) struct Held<'a>(MutexGuard<'a, State>);
 
 impl Seal {
-    /// A manager's that is unlocked with `key`. What lies on disk is looked at when the cluster's wish is known.
+    /// A manager's that is unlocked with `key`, for tests. What lies on disk is looked at when the cluster's wish is known.
+    #[cfg(test)]
     pub(crate) fn unlocked(key: UnlockKey) -> Self {
         let seal = Self::default();
         seal.unlock(key);

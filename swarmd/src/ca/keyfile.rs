@@ -157,6 +157,11 @@ impl IdentityDir {
         }
     }
 
+    /// How a manager's key is kept.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
+    }
+
     /// The directory itself.
     #[must_use]
     pub fn path(&self) -> &Path {

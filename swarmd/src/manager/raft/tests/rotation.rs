@@ -253,3 +253,56 @@ async fn a_locked_directory_and_a_wrong_key_are_told() {
         assert!(!error.contains("another unlock key"), "{at}: {error}");
     }
 }
+
+/// A member goes on while its log gets one new key after another.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_takes_writes_while_keys_change() {
+    let dir = tempfile::tempdir().unwrap();
+    let start = async |seal: &Seal| {
+        let config = RaftConfig {
+            seal: seal.clone(),
+            snapshots: SnapshotLimits {
+                entries: 50,
+                keep_entries: 20,
+                ..SnapshotLimits::default()
+            },
+            ..config(dir.path(), 1)
+        };
+        let dialer = Arc::new(crate::manager::raft::PlainDialer);
+        let found = crate::manager::raft::Start::Found;
+        RaftNode::start(config, found, Ledger::default(), dialer)
+            .await
+            .unwrap()
+    };
+    let seal = Seal::default();
+    let node = start(&seal).await;
+    let (door, keys) = (node.proposer(), node.keys());
+    let writing = async {
+        for i in 0..300 {
+            door.propose(command(&format!("line {i}"))).await.unwrap();
+        }
+    };
+    let changing = async {
+        for number in 1..=4 {
+            change(&seal, &keys, &wish(Some(number), u64::from(number) * 10));
+            assert!(keys.rotate().await.unwrap());
+        }
+    };
+    futures::join!(writing, changing);
+    let all = lines(&node);
+    assert_eq!(all.len(), 300);
+    node.shutdown().await;
+    for number in 1..=3 {
+        let error = RaftDir::open(dir.path(), 1, Seal::unlocked(key(number)));
+        assert!(
+            error
+                .unwrap_err()
+                .to_string()
+                .contains("another unlock key")
+        );
+    }
+    let node = start(&Seal::unlocked(key(4))).await;
+    node.proposer().read_barrier().await.unwrap();
+    assert_eq!(lines(&node), all);
+    node.shutdown().await;
+}
