@@ -510,6 +510,15 @@ async fn start_anew(
     Ok(identity)
 }
 
+fn node_facts(identity: &NodeIdentity, hostname: String) -> NodeFacts {
+    NodeFacts {
+        id: identity.node_id().to_string(),
+        hostname,
+        os: "linux".to_owned(),
+        arch: agent_runtime::host::architecture().to_owned(),
+    }
+}
+
 /// Starts what every node has: the agent and the renewal of its certificate.
 async fn start(
     site: Site,
@@ -537,12 +546,7 @@ async fn start(
     };
     let agent_config = AgentConfig {
         state_dir: state.path().to_owned(),
-        node: NodeFacts {
-            id: identity.node_id().to_string(),
-            hostname,
-            os: "linux".to_owned(),
-            arch: agent_runtime::host::architecture().to_owned(),
-        },
+        node: node_facts(&identity, hostname),
         executor: Arc::clone(&executor),
         connector: Arc::new(security.clone()),
         clock: clock.clone(),
