@@ -78,7 +78,7 @@ pub(crate) enum OpenError {
 #[derive(Clone, Debug, Default)]
 pub struct Seal(Arc<Mutex<State>>);
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct State {
     /// What files are written for; none is plain text.
     slots: Vec<Kek>,
@@ -115,6 +115,12 @@ impl Seal {
         held.0.openers = vec![key];
         held.0.current = Some(kek);
         held.0.settled = false;
+    }
+
+    /// Goes on with what another one has found out.
+    pub(crate) fn take_over(&self, other: &Self) {
+        let found = other.hold().0.clone();
+        *self.hold().0 = found;
     }
 
     /// For a node that has no secret of a manager on disk yet: its first ones are kept so.

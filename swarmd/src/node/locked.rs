@@ -99,7 +99,7 @@ impl Lock {
 
     async fn is_locked(&self) -> Result<bool, NodeError> {
         let lock = self.clone();
-        let looked = tokio::task::spawn_blocking(move || lock.check()).await;
+        let looked = tokio::task::spawn_blocking(move || lock.check(&lock.seal)).await;
         match looked.map_err(|error| NodeError::Refused(error.to_string()))? {
             Ok(()) => Ok(false),
             Err(Sealed::Locked | Sealed::OtherKey(_)) => Ok(true),
@@ -111,8 +111,12 @@ impl Lock {
     async fn try_key(&self, key: UnlockKey) -> Result<(), UnlockError> {
         let lock = self.clone();
         let tried = tokio::task::spawn_blocking(move || {
-            lock.seal.unlock(key);
-            lock.check().inspect_err(|_| lock.seal.forget())
+            // On trial: somebody else may be giving the right one just now.
+            let trial = Seal::default();
+            trial.unlock(key);
+            lock.check(&trial)?;
+            lock.seal.take_over(&trial);
+            Ok(())
         });
         match tried.await {
             Ok(Ok(())) => Ok(()),
@@ -124,11 +128,11 @@ impl Lock {
     }
 
     /// Whether everything that is sealed opens. Blocks on the disk.
-    fn check(&self) -> Result<(), Sealed> {
-        let dir = IdentityDir::sealed(&self.state_dir, self.seal.clone());
+    fn check(&self, seal: &Seal) -> Result<(), Sealed> {
+        let dir = IdentityDir::sealed(&self.state_dir, seal.clone());
         match dir.load(self.clock.now(), ExpiredCertificate::Allow) {
             Ok(Some(identity)) if identity.role() == Role::Manager => {
-                raft::check_key(&self.state_dir, &self.seal).map_err(Sealed::from)
+                raft::check_key(&self.state_dir, seal).map_err(Sealed::from)
             }
             // A node without a certificate has no secret, and a worker none that is sealed.
             Ok(_) => Ok(()),
@@ -396,6 +400,8 @@ mod tests {
             "a wrong key changes nothing"
         );
         locked.try_key(key(1)).await.unwrap();
+        // One that comes late takes nothing away.
+        locked.try_key(key(2)).await.unwrap_err();
         assert!(!locked.is_locked().await.unwrap());
 
         // The right key, and a file that was changed where nobody can have.
