@@ -11,7 +11,7 @@ RELEASE := target/$(shell rustc -vV | sed -n 's/^host: //p')/release
 # and to run containers and test with them.
 BUILD := protobuf-compiler:protoc gcc:cc libc6-dev
 RUN := containerd:containerd runc:runc crun:crun nftables:nft iproute2:ip util-linux:unshare docker-registry:docker-registry \
-       busybox-static:busybox ca-certificates gzip:gzip skopeo:skopeo umoci:umoci zstd:zstd attr:setfattr
+       busybox-static:busybox ca-certificates gzip:gzip skopeo:skopeo umoci:umoci zstd:zstd attr:setfattr apparmor:apparmor_parser
 
 # To build the Debian package and the images, and to test with them and with Ansible.
 PACKAGE := binutils:strip dpkg:dpkg-deb
@@ -105,7 +105,7 @@ sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
 
 .PHONY: bench
 bench: build-deps ## All benchmarks; one JSON line a case, also in target/bench/
-	$(MAKE) bench-schedule bench-control-plane bench-footprint bench-pull bench-start bench-agent
+	$(MAKE) bench-schedule bench-control-plane bench-commit bench-failover bench-catch-up bench-footprint bench-pull bench-start bench-agent
 
 bench-pull bench-start bench-agent: deps
 bench-%: build-deps

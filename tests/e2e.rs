@@ -9,6 +9,7 @@ mod e2e {
     mod ansible;
     mod autolock;
     mod certificates;
+    mod chaos;
     mod debian;
     mod docker;
     mod host;

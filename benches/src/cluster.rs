@@ -1,4 +1,4 @@
-//! swarmd processes in a temporary directory, and a client on the manager's control socket.
+//! swarmd processes in a temporary directory, and clients on the managers' control sockets.
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
@@ -17,20 +17,36 @@ use super::Failure;
 const PATIENCE: Duration = Duration::from_secs(120);
 /// The kernel's unit of processor time as programs see it: the same on every Linux that runs swarmd.
 const TICKS_PER_SECOND: f64 = 100.0;
+/// The first manager's name.
+const FIRST: &str = "manager";
 /// Pause between two looks at something cheap.
 const LOOK: Duration = Duration::from_millis(2);
 
-/// A manager that runs no tasks, and workers with the simulated executor. Ends when dropped.
+/// A manager that runs no tasks, maybe more of them, and workers with the simulated executor. Ends when dropped.
 #[derive(Debug)]
 pub(crate) struct Cluster {
     // Fields drop in order: processes before the directory they write to.
     workers: Vec<Child>,
     manager: Child,
-    /// A client of the manager.
+    /// All but the first.
+    others: Vec<Manager>,
+    /// A client of the first manager.
     pub(crate) control: ControlClient<Channel>,
-    /// Where the manager listens.
+    /// Where the first manager listens.
     pub(crate) addr: SocketAddr,
     dir: TempDir,
+}
+
+/// One manager of several.
+#[derive(Debug)]
+pub(crate) struct Manager {
+    name: String,
+    child: Child,
+    /// A client of it.
+    pub(crate) control: ControlClient<Channel>,
+    addr: SocketAddr,
+    /// Where it serves metrics.
+    metrics: SocketAddr,
 }
 
 impl Cluster {
@@ -38,9 +54,10 @@ impl Cluster {
     pub(crate) async fn start() -> Result<Self, Failure> {
         let dir = tempfile::Builder::new().prefix("swarm-bench-").tempdir()?;
         let addr = free_address()?;
-        let (manager, control) = start_manager(dir.path(), addr).await?;
+        let (manager, control) = start_manager(dir.path(), FIRST, addr, &[]).await?;
         Ok(Self {
             workers: Vec::new(),
+            others: Vec::new(),
             manager,
             control,
             addr,
@@ -58,8 +75,115 @@ impl Cluster {
 
     /// Starts a stopped manager from what it left, until it has answered.
     pub(crate) async fn start_again(&mut self) -> Result<(), Failure> {
-        (self.manager, self.control) = start_manager(self.dir.path(), self.addr).await?;
+        let started = start_manager(self.dir.path(), FIRST, self.addr, &[]).await?;
+        (self.manager, self.control) = started;
         Ok(())
+    }
+
+    /// A cluster of that many managers, once all of them vote.
+    pub(crate) async fn of(managers: usize) -> Result<Self, Failure> {
+        let mut cluster = Self::start().await?;
+        let token = cluster.tokens().await?.manager;
+        for number in 1..managers {
+            let (name, addr) = (format!("m{number}"), free_address()?);
+            let to = cluster.addr.to_string();
+            let metrics = free_address()?;
+            let told = metrics.to_string();
+            let more = ["--join-token", &token, "--join-addr", &to];
+            let more = [&more[..], &["--listen-metrics", &told]].concat();
+            let (child, control) = start_manager(cluster.dir.path(), &name, addr, &more).await?;
+            cluster.others.push(Manager {
+                name,
+                child,
+                control,
+                addr,
+                metrics,
+            });
+            cluster.until_managers(number + 1).await?;
+        }
+        Ok(cluster)
+    }
+
+    /// Returns once that many managers are members that answer the leader.
+    pub(crate) async fn until_managers(&mut self, count: usize) -> Result<(), Failure> {
+        let started = Instant::now();
+        while self.reachable().await? < count {
+            patience(started, "managers are not reachable")?;
+            tokio::time::sleep(LOOK).await;
+        }
+        Ok(())
+    }
+
+    async fn reachable(&mut self) -> Result<usize, Failure> {
+        use pb::raft_member_status::Reachability;
+        let request = pb::ListNodesRequest::default();
+        let nodes = self.control.list_nodes(request).await?.into_inner().nodes;
+        let there = nodes.iter().filter_map(|node| node.manager_status.as_ref());
+        let there = there.filter(|status| status.reachability() == Reachability::Reachable);
+        Ok(there.count())
+    }
+
+    /// The managers, the first one first, as it is now: its address, a client.
+    pub(crate) fn managers(&self) -> Vec<(SocketAddr, ControlClient<Channel>)> {
+        let first = (self.addr, self.control.clone());
+        let others = self.others.iter().map(|m| (m.addr, m.control.clone()));
+        std::iter::once(first).chain(others).collect()
+    }
+
+    /// Kills the manager at an address.
+    pub(crate) fn kill(&mut self, addr: SocketAddr) -> Result<(), Failure> {
+        if addr == self.addr {
+            return Ok(self.manager.start_kill()?);
+        }
+        let other = self.others.iter_mut().find(|m| m.addr == addr);
+        Ok(other.ok_or("no such manager")?.child.start_kill()?)
+    }
+
+    /// Starts the killed manager at an address again, until it has answered.
+    pub(crate) async fn revive(&mut self, addr: SocketAddr) -> Result<(), Failure> {
+        if addr == self.addr {
+            self.manager.wait().await?;
+            return self.start_again().await;
+        }
+        let dir = self.dir.path().to_owned();
+        let other = self.others.iter_mut().find(|m| m.addr == addr);
+        let other = other.ok_or("no such manager")?;
+        other.child.wait().await?;
+        let metrics = other.metrics.to_string();
+        let more = ["--listen-metrics", &metrics];
+        (other.child, other.control) = start_manager(&dir, &other.name, addr, &more).await?;
+        Ok(())
+    }
+
+    /// How far a manager, which is not the first, has applied the log.
+    pub(crate) async fn applied(&self, addr: SocketAddr) -> Result<u64, Failure> {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+        let other = self.others.iter().find(|m| m.addr == addr);
+        let metrics = other.ok_or("no such manager")?.metrics;
+        let mut stream = tokio::net::TcpStream::connect(metrics).await?;
+        let request = "GET /metrics HTTP/1.1\r\nhost: bench\r\nconnection: close\r\n\r\n";
+        stream.write_all(request.as_bytes()).await?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text).await?;
+        let mut lines = text.lines();
+        let applied = lines.find_map(|line| line.strip_prefix("swarm_raft_applied_index "));
+        Ok(applied.ok_or("no applied index is told")?.trim().parse()?)
+    }
+
+    /// Those that are not the first.
+    pub(crate) fn others(&self) -> Vec<SocketAddr> {
+        self.others.iter().map(|m| m.addr).collect()
+    }
+
+    /// Where the leader listens, as the manager behind a client knows.
+    pub(crate) async fn leader(
+        control: &mut ControlClient<Channel>,
+    ) -> Result<SocketAddr, Failure> {
+        let request = pb::ListNodesRequest::default();
+        let nodes = control.list_nodes(request).await?.into_inner().nodes;
+        let statuses = nodes.into_iter().filter_map(|node| node.manager_status);
+        let leader = statuses.into_iter().find(|status| status.leader);
+        Ok(leader.ok_or("no manager leads")?.addr.parse()?)
     }
 
     /// Adds workers and waits until they are READY.
@@ -96,11 +220,15 @@ impl Cluster {
 
     /// The token that workers join with.
     pub(crate) async fn worker_token(&mut self) -> Result<String, Failure> {
+        Ok(self.tokens().await?.worker)
+    }
+
+    async fn tokens(&mut self) -> Result<pb::JoinTokens, Failure> {
         let request = pb::ListClustersRequest::default();
         let clusters = self.control.list_clusters(request).await?.into_inner();
         let cluster = clusters.clusters.into_iter().next();
         let tokens = cluster.and_then(|c| c.root_ca?.join_tokens);
-        Ok(tokens.ok_or("the cluster has no join tokens")?.worker)
+        Ok(tokens.ok_or("the cluster has no join tokens")?)
     }
 
     /// Creates a service with that many replicas; says how long it took until all were RUNNING.
@@ -136,7 +264,9 @@ impl Cluster {
     /// Processor time that manager and workers have taken so far.
     pub(crate) fn processor_seconds(&self) -> Result<f64, Failure> {
         let mut ticks = 0;
+        let others = self.others.iter().map(|m| &m.child);
         for pid in std::iter::once(&self.manager)
+            .chain(others)
             .chain(&self.workers)
             .filter_map(Child::id)
         {
@@ -181,15 +311,18 @@ fn swarmd(dir: &Path, name: &str) -> Result<Command, Failure> {
 
 async fn start_manager(
     dir: &Path,
+    name: &str,
     addr: SocketAddr,
+    join: &[&str],
 ) -> Result<(Child, ControlClient<Channel>), Failure> {
-    let mut command = swarmd(dir, "manager")?;
+    let mut command = swarmd(dir, name)?;
     command
         .args(["--executor", "none", "--availability", "drain"])
-        .args(["--listen-remote-api", &addr.to_string()]);
+        .args(["--listen-remote-api", &addr.to_string()])
+        .args(join);
     let started = Instant::now();
     let mut child = command.spawn()?;
-    let socket = format!("unix://{}", dir.join("manager.sock").display());
+    let socket = format!("unix://{}", dir.join(format!("{name}.sock")).display());
     let endpoint = Endpoint::from_shared(socket)?;
     loop {
         // Accepted: the manager leads and has read its state.
@@ -201,7 +334,7 @@ async fn start_manager(
             }
         }
         if let Some(status) = child.try_wait()? {
-            let log = std::fs::read_to_string(dir.join("manager.log"))?;
+            let log = std::fs::read_to_string(dir.join(format!("{name}.log")))?;
             return Err(format!("the manager ended with {status}: {log}").into());
         }
         patience(started, "the manager does not answer")?;
@@ -214,7 +347,8 @@ fn free_address() -> Result<SocketAddr, Failure> {
     Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?)
 }
 
-fn create(name: &str, replicas: u64) -> pb::CreateServiceRequest {
+/// A service, as it would be created.
+pub(crate) fn create(name: &str, replicas: u64) -> pb::CreateServiceRequest {
     let container = pb::ContainerSpec {
         image: "example/web:1".to_owned(),
         ..Default::default()
@@ -239,7 +373,8 @@ fn create(name: &str, replicas: u64) -> pb::CreateServiceRequest {
     }
 }
 
-fn patience(started: Instant, what: &str) -> Result<(), Failure> {
+/// An error once a wait has lasted too long.
+pub(crate) fn patience(started: Instant, what: &str) -> Result<(), Failure> {
     if started.elapsed() < PATIENCE {
         return Ok(());
     }

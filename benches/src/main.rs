@@ -1,4 +1,5 @@
-//! Benchmarks: `bench schedule`, `control-plane`, `footprint`, `pull`, `start` and `agent`, some with cases to run.
+//! Benchmarks: `bench schedule`, `control-plane`, `commit`, `failover`, `catch-up`, `footprint`, `pull`, `start` and
+//! `agent`, some with cases to run.
 //!
 //! `schedule` calls the pass, `pull` a node's images, on a containerd and a registry of its own; `start` (with stopping)
 //! and `agent` run real containers on hosts of a lab; the others start release swarmd processes (the ones beside this
@@ -15,6 +16,7 @@ mod containers;
 mod control_plane;
 mod footprint;
 mod load;
+mod managers;
 mod plain;
 mod pull;
 mod report;
@@ -47,13 +49,16 @@ fn run(words: &[&str]) -> Result<(), Failure> {
         match words {
             ["schedule", only @ ..] => schedule::run(only),
             ["control-plane", only @ ..] => control_plane::run(only).await,
+            ["commit", only @ ..] => managers::commit(only).await,
+            ["failover"] => managers::failover().await,
+            ["catch-up"] => managers::catch_up().await,
             ["footprint", only @ ..] => footprint::run(only).await,
             ["pull", only @ ..] => pull::run(only).await,
             ["start"] => containers::run().await,
             ["agent"] => containers::agent().await,
             [load::COMMAND, addr, token, nodes] => load::run(addr, token, nodes.parse()?).await,
             _ => Err(
-                "usage: bench schedule|control-plane|footprint|pull [CASE…], bench start|agent"
+                "usage: bench schedule|control-plane|commit|footprint|pull [CASE…], bench failover|catch-up|start|agent"
                     .into(),
             ),
         }

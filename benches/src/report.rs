@@ -44,26 +44,32 @@ impl Report {
 fn row(case: &Value) -> String {
     let name = case.get("case").and_then(Value::as_str).unwrap_or_default();
     let number = |key| case.get(key).and_then(Value::as_f64);
-    let (ours, show): (_, fn(f64) -> String) = match number("seconds") {
-        Some(seconds) => (Some(seconds), |s| format!("{s:.4} s")),
-        None => (number("bytes"), |b| format!("{:.1} MiB", b / MIB)),
+    let (ours, show): (_, fn(f64) -> String) = match (number("seconds"), number("per_second")) {
+        (Some(seconds), _) => (Some(seconds), |s| format!("{s:.4} s")),
+        (None, Some(rate)) => (Some(rate), |r| format!("{r:.0}/s")),
+        (None, None) => (number("bytes"), |b| format!("{:.1} MiB", b / MIB)),
     };
+    // Of a rate, more is better.
+    let more = number("per_second").is_some();
     let reference = number("reference");
     let shown = |figure: Option<f64>| figure.map_or_else(|| "-".to_owned(), show);
     let times = match (ours, reference) {
+        (Some(ours), Some(reference)) if more => format!("{:.1} times more", ours / reference),
         (Some(ours), Some(reference)) if ours > 0.0 => {
             format!("{:.1} times less", reference / ours)
         }
         _ => "-".to_owned(),
     };
     let bar = number("bar");
-    let over = ours.zip(bar).is_some_and(|(ours, bar)| ours > bar);
+    let missed = ours
+        .zip(bar)
+        .is_some_and(|(ours, bar)| if more { ours < bar } else { ours > bar });
     format!(
         "{name:<18} {:>12} {:>12} {:>12}   {times}{}",
         shown(ours),
         shown(reference),
         shown(bar),
-        if over { "   over the bar" } else { "" },
+        if missed { "   bar missed" } else { "" },
     )
 }
 

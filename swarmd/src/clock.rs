@@ -14,6 +14,7 @@
 
 use std::future::Future;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use swarm_proto::time::Timestamp;
@@ -52,7 +53,14 @@ pub struct Clock(Kind);
 
 #[derive(Debug, Clone)]
 enum Kind {
-    Real { origin: tokio::time::Instant },
+    Real {
+        origin: tokio::time::Instant,
+    },
+    Simulated {
+        origin: tokio::time::Instant,
+        start: Timestamp,
+        ahead_ms: Arc<AtomicI64>,
+    },
     Manual(Arc<watch::Sender<ManualTime>>),
 }
 
@@ -60,6 +68,17 @@ enum Kind {
 struct ManualTime {
     wall: Timestamp,
     monotonic: Duration,
+}
+
+/// The hand that sets the wall clock of a simulated host.
+#[derive(Debug, Clone)]
+pub struct SimulatedClock(Arc<AtomicI64>);
+
+impl SimulatedClock {
+    /// Sets the wall clock so much ahead of the true time, or behind it.
+    pub fn set_ahead_ms(&self, ahead_ms: i64) {
+        self.0.store(ahead_ms, Ordering::Relaxed);
+    }
 }
 
 /// The hand that moves a manual clock.
@@ -96,6 +115,18 @@ impl Clock {
         })
     }
 
+    /// A clock that shows `start` now, and goes with tokio's time, which a simulation has paused.
+    #[must_use]
+    pub fn simulated(start: Timestamp) -> (Self, SimulatedClock) {
+        let ahead_ms = Arc::new(AtomicI64::new(0));
+        let clock = Self(Kind::Simulated {
+            origin: tokio::time::Instant::now(),
+            start,
+            ahead_ms: Arc::clone(&ahead_ms),
+        });
+        (clock, SimulatedClock(ahead_ms))
+    }
+
     /// A clock that stands at `start` until its [`ManualClock`] moves it.
     #[must_use]
     pub fn manual(start: Timestamp) -> (Self, ManualClock) {
@@ -117,6 +148,19 @@ impl Clock {
                     .unwrap_or(Duration::ZERO);
                 Timestamp::ZERO.after(since_epoch)
             }
+            Kind::Simulated {
+                origin,
+                start,
+                ahead_ms,
+            } => {
+                let now = start.after(origin.elapsed());
+                let ahead = ahead_ms.load(Ordering::Relaxed);
+                let by = Duration::from_millis(ahead.unsigned_abs());
+                match ahead < 0 {
+                    true => now.before(by),
+                    false => now.after(by),
+                }
+            }
             Kind::Manual(time) => time.borrow().wall,
         }
     }
@@ -125,7 +169,7 @@ impl Clock {
     #[must_use]
     pub fn monotonic(&self) -> Monotonic {
         Monotonic(match &self.0 {
-            Kind::Real { origin } => origin.elapsed(),
+            Kind::Real { origin } | Kind::Simulated { origin, .. } => origin.elapsed(),
             Kind::Manual(time) => time.borrow().monotonic,
         })
     }
@@ -133,7 +177,7 @@ impl Clock {
     /// Returns once `deadline` is reached. Cancel-safe.
     pub async fn sleep_until(&self, deadline: Monotonic) {
         match &self.0 {
-            Kind::Real { origin } => {
+            Kind::Real { origin } | Kind::Simulated { origin, .. } => {
                 // An unrepresentable deadline is one that never comes.
                 match origin.checked_add(deadline.0) {
                     Some(at) => tokio::time::sleep_until(at).await,
@@ -158,7 +202,7 @@ impl Clock {
     /// Returns once the wall clock shows `deadline`, also when it was set meanwhile. Cancel-safe.
     pub async fn sleep_until_wall(&self, deadline: Timestamp) {
         match &self.0 {
-            Kind::Real { .. } => loop {
+            Kind::Real { .. } | Kind::Simulated { .. } => loop {
                 let left = deadline.since(self.now());
                 if left.is_zero() {
                     return;

@@ -6,6 +6,7 @@
 //!   import each other: also on the same host they meet over gRPC.
 //! - [`images`]: this node's images, and what tags mean.
 //! - [`ca`]: identity, certificates, TLS. [`seal`]: secrets on disk. [`clock`]: the only clock.
+//! - [`process`]: what a simulation needs to run several daemons in one thread.
 
 pub mod agent;
 pub mod ca;
@@ -21,6 +22,7 @@ pub mod manager;
 mod metrics;
 pub mod node;
 pub mod operator;
+pub mod process;
 pub mod seal;
 mod service_manager;
 pub mod state_dir;

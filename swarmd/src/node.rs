@@ -360,7 +360,10 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let bound = listener.as_ref().and_then(|l| l.local_addr().ok());
     // The agent on this host talks to its manager over the wire, like any other.
     let own = host::local_address(bound.unwrap_or(listen)).to_string();
-    let (mut running, ports) = start(site, security, vec![own]).await?;
+    // One that is no member yet knows no leader, and would keep its agent waiting for one.
+    let mut managers: Vec<String> = site.state.joining()?.into_iter().collect();
+    managers.push(own);
+    let (mut running, ports) = start(site, security, managers).await?;
     let cluster = ClusterState::Here(manager.store().clone());
     let known = ports.managers.clone();
     let operator = ports.operator(running.security.clone(), cluster);

@@ -135,5 +135,9 @@ fn processes(cluster: &Cluster, program: &str) -> Vec<process::Process> {
 fn log_writers(cluster: &Cluster) -> Vec<String> {
     let writers = processes(cluster, "swarmd").into_iter();
     let writers = writers.filter(|process| process.arguments.iter().any(|word| word == "task-log"));
-    writers.map(|process| process.arguments.join(" ")).collect()
+    let describe = |process: process::Process| {
+        let holders = process::sharing_pipes(process.pid);
+        format!("{} with {holders:?}", process.arguments.join(" "))
+    };
+    writers.map(describe).collect()
 }

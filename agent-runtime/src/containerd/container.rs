@@ -17,7 +17,6 @@ use containerd_client::services::v1::{
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Status as TaskStatus;
 use prost_types::{Any, FieldMask};
-use tonic::Code;
 
 use super::client::{CALL_MAX, Client, Failure, RUNC_MAX, or_absent};
 use super::label;
@@ -57,6 +56,8 @@ pub(super) enum Process {
     Running { pid: u32 },
     /// Ended; its shim still holds the exit.
     Stopped { code: u32 },
+    /// Its shim does not say. It is slow, or it waits for a runc that hangs.
+    Silent,
 }
 
 /// Which processes of a container a signal is for.
@@ -250,11 +251,7 @@ impl Containers {
             TaskStatus::Stopped => Ok(Process::Stopped {
                 code: process.exit_status,
             }),
-            TaskStatus::Unknown => Err(Failure::Refused {
-                what: "get task",
-                code: Code::Unavailable,
-                message: format!("the shim of {id} does not say how its process is"),
-            }),
+            TaskStatus::Unknown => Ok(Process::Silent),
         }
     }
 

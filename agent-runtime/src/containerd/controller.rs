@@ -79,7 +79,8 @@ impl ContainerdController {
         }
         let pid = match self.node.containers.process(self.id()).await? {
             Process::Absent => return Ok(false),
-            Process::Running { .. } | Process::Stopped { .. } => return Ok(true),
+            // Starting it finds out about one whose shim is silent.
+            Process::Running { .. } | Process::Stopped { .. } | Process::Silent => return Ok(true),
             Process::Created { pid } => pid,
         };
         // It is connected after its process was made: swarmd may have ended between the two.
@@ -118,7 +119,7 @@ impl ContainerdController {
         match self.node.containers.process(self.id()).await? {
             Process::Absent => Ok(None),
             Process::Stopped { code } => self.node.conclude(self.id(), code).await.map(Some),
-            Process::Created { .. } | Process::Running { .. } => Err(error),
+            Process::Created { .. } | Process::Running { .. } | Process::Silent => Err(error),
         }
     }
 
@@ -184,9 +185,10 @@ impl ContainerdController {
         if self.exit_when_stopped().is_some() {
             return Ok(false);
         }
-        match self.node.containers.process(self.id()).await? {
+        match self.node.process(self.id()).await? {
             Process::Created { .. } => Ok(true),
             Process::Running { .. } | Process::Stopped { .. } => Ok(false),
+            Process::Silent => Err(self.half_started().await),
             Process::Absent => match self.node.exit_recorded(self.id()).await? {
                 Some(_) => Ok(false),
                 None => Err(self.gone().await),
@@ -227,7 +229,7 @@ impl ContainerdController {
 
     async fn runs(&self) -> Result<bool, Error> {
         match self.node.containers.process(self.id()).await {
-            Ok(Process::Running { .. }) => Ok(true),
+            Ok(Process::Running { .. } | Process::Silent) => Ok(true),
             Ok(Process::Absent | Process::Created { .. } | Process::Stopped { .. }) => Ok(false),
             Err(failure) => Err(passing(failure.into())),
         }
@@ -425,6 +427,11 @@ impl Controller for ContainerdController {
             Process::Stopped { code } => {
                 let exit = self.node.conclude(self.id(), code).await?;
                 Ok(Observed::Exited(handle(0), exit))
+            }
+            // It may run, as far as anyone knows. Where it is yet to be started, that finds out.
+            Process::Silent => {
+                let known = self.made.clone();
+                Ok(Observed::Running(known.unwrap_or_else(|| handle(0))))
             }
         }
     }

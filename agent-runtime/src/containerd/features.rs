@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use super::apparmor::AppArmor;
 use super::cgroup;
 
 /// A feature, and the path that is there where the kernel has it.
@@ -25,8 +26,7 @@ pub(super) fn kernel() -> Vec<String> {
     }
     let there = BY_PATH.iter().filter(|(_, path)| Path::new(path).exists());
     features.extend(there.map(|(name, _)| (*name).to_owned()));
-    let apparmor = std::fs::read_to_string("/sys/module/apparmor/parameters/enabled");
-    if apparmor.is_ok_and(|text| text.trim() == "Y") {
+    if AppArmor::of_host().is_enabled() {
         features.push("apparmor".to_owned());
     }
     if cgroup::counts_swap() {

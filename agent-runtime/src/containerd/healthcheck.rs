@@ -123,7 +123,7 @@ async fn run(
     };
     // A container that has ended is no matter of its health.
     Ok(match node.containers.process(id).await? {
-        Process::Running { .. } => Some(Err(failed)),
+        Process::Running { .. } | Process::Silent => Some(Err(failed)),
         Process::Absent | Process::Created { .. } | Process::Stopped { .. } => None,
     })
 }

@@ -14,6 +14,7 @@ use swarm_proto::service::InvalidSpec;
 use tokio::sync::watch;
 
 use super::account::{self, Account};
+use super::apparmor::Confinement;
 use super::cgroup;
 use super::container::{NewContainer, Runtime, Stdio};
 use super::device;
@@ -105,6 +106,7 @@ impl Making {
         let network = support::network(task, &ports)?;
         let files = self.node.files.of(self.id());
         self.node.tool.ready().await?;
+        let confinement = self.node.apparmor.ready().await?;
         files.create()?;
         let root = self.root(&image).await?;
         let run = &image.config.config;
@@ -123,7 +125,7 @@ impl Making {
         files.write(&names)?;
         let mounts = self.mounts(container, run)?;
         let account = self.look_inside(&root, mounts.new, run).await?;
-        let spec = self.spec(&names, run, &account, mounts.oci)?;
+        let spec = self.spec(&names, run, (&account, confinement), mounts.oci)?;
         let mut labels = self.labels(container, run)?;
         let stdio = self.stdio(container, &labels, &spec)?;
         if let Some(check) = health_check(container, run) {
@@ -250,7 +252,7 @@ impl Making {
         &self,
         names: &Names<'_>,
         run: &RunConfig,
-        account: &Account,
+        (account, confinement): (&Account, Confinement),
         mounts: Vec<serde_json::Value>,
     ) -> Result<serde_json::Value, Error> {
         let files = self.node.files.of(self.id());
@@ -280,6 +282,7 @@ impl Making {
             devices: &device::resolve(&names.container.devices)?,
             netns: (names.network == Network::Host).then(|| self.node.network.node_netns()),
             cgroup: cgroup::path(self.node.client.namespace(), self.id()),
+            confinement,
             cgroup_v2: cgroup::only_v2(),
             swap_counted: cgroup::counts_swap(),
         })

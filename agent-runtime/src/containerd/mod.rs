@@ -16,6 +16,7 @@
 //! | `client` `lease` `content` `snapshot` `container` | containerd's services |
 //! | `image` `fetch` `manifest` | pulling, once for all who want the same; the registries are [`crate::registry`] |
 //! | `local` `collect` `archive` | the images that are here: listed, removed, collected, imported |
+//! | `apparmor` | the profile that confines containers where the kernel has AppArmor |
 //! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
@@ -27,6 +28,7 @@
 //! | `requirements` `features` | what all this needs of the host, and what more its kernel can |
 
 mod account;
+mod apparmor;
 pub(crate) mod archive;
 mod cgroup;
 mod client;

@@ -6,8 +6,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use tokio::time::Instant;
 
 use super::ContainerdConfig;
+use super::apparmor::AppArmor;
 use super::cgroup::{self, Left};
 use super::client::{Client, Failure};
 use super::container::{Container, Containers, Process, Target};
@@ -26,6 +28,9 @@ const SIGKILL: u32 = 9;
 const KILLED: u32 = 137;
 /// The kernel ends a killed process at once, unless it hangs in a dead disk or network mount.
 const KILL_MAX: Duration = Duration::from_secs(30);
+/// How long a shim that does not say how its process is may only be slow.
+const SILENCE_MAX: Duration = Duration::from_secs(10);
+const SILENCE_PAUSE: Duration = Duration::from_millis(200);
 /// A killed process gives its cgroup up within milliseconds: five seconds in all.
 const CGROUP_TRIES: u32 = 250;
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
@@ -43,6 +48,7 @@ pub(super) struct Node {
     pub network: NodeNetwork,
     /// The processes beside and inside containers.
     pub tool: Tool,
+    pub apparmor: Arc<AppArmor>,
     /// The socket of systemd's journal.
     pub journal: PathBuf,
     /// Held while new volumes are filled, by whoever fills them.
@@ -70,6 +76,7 @@ impl Node {
             files: Files::new(config.state_dir.clone()),
             network: NodeNetwork::new(&config.namespace, config.node_netns()),
             tool: Tool::new(&config.program, &config.state_dir),
+            apparmor: Arc::new(AppArmor::of_host()),
             journal: config.journal.clone(),
             client,
             filling: Arc::default(),
@@ -105,12 +112,25 @@ impl Node {
         match self.containers.process(id).await {
             Ok(Process::Running { .. }) => Ok(true),
             Ok(Process::Absent | Process::Created { .. } | Process::Stopped { .. }) => Ok(false),
+            Ok(Process::Silent) => Ok(true),
             Err(failure @ Failure::Away { .. }) => Err(failure.into()),
-            // Its shim is slow, say: ports are not taken from a container that may serve.
+            // Something is slow, say: ports are not taken from a container that may serve.
             Err(failure) => {
                 tracing::warn!(task.id = id, ?failure, "taken to be running");
                 Ok(true)
             }
+        }
+    }
+
+    /// How a task's process is; [`Process::Silent`] only when its shim has had time to say.
+    pub(super) async fn process(&self, id: &str) -> Result<Process, Failure> {
+        let until = Instant::now() + SILENCE_MAX;
+        loop {
+            let process = self.containers.process(id).await?;
+            if process != Process::Silent || Instant::now() >= until {
+                return Ok(process);
+            }
+            tokio::time::sleep(SILENCE_PAUSE).await;
         }
     }
 
@@ -156,7 +176,7 @@ impl Node {
     /// Stops the container of a task as its labels say, killing it after the grace period. How it
     /// ended is returned, where that is known, and not recorded: what was asked to end is removed next.
     pub(super) async fn stop(&self, id: &str) -> Result<Option<Exit>, Error> {
-        let asked = futures::join!(self.containers.get(id), self.containers.process(id));
+        let asked = futures::join!(self.containers.get(id), self.process(id));
         let Some(container) = asked.0? else {
             return self.free(id).await.map(|()| None);
         };
@@ -168,6 +188,7 @@ impl Node {
             Process::Stopped { code } => return self.conclude(id, code).await.map(Some),
             // It never ran, so there is nobody to ask.
             Process::Created { .. } => {}
+            Process::Silent => self.silence(id).await?,
             Process::Running { .. } => {
                 // New connections go elsewhere before the container learns of its end.
                 self.withdraw(id).await;
@@ -206,6 +227,17 @@ impl Node {
         }))
     }
 
+    /// Ends what runs of a container whose shim does not answer: it waits for runc, and runc for a
+    /// process that a start which was cut off has left half-way. Once that is gone both go on.
+    async fn silence(&self, id: &str) -> Result<(), Error> {
+        tracing::warn!(
+            task.id = id,
+            "its shim does not answer; its processes are killed"
+        );
+        self.withdraw(id).await;
+        self.clear_cgroup(id).await
+    }
+
     /// Kills what runs in a container, and waits for its end.
     async fn kill(&self, id: &str) -> Result<u32, Error> {
         self.containers.kill(id, SIGKILL, Target::All).await?;
@@ -229,9 +261,13 @@ impl Node {
 
     /// Removes everything there is of a task. What runs is killed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
-        match self.containers.process(id).await? {
+        match self.process(id).await? {
             Process::Absent | Process::Stopped { .. } => {}
             Process::Created { .. } | Process::Running { .. } => drop(self.kill(id).await?),
+            Process::Silent => {
+                self.silence(id).await?;
+                self.kill(id).await?;
+            }
         }
         // Also where there is none: a shim whose process was never made is one all the same.
         self.containers.delete_process(id).await?;

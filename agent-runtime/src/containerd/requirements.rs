@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 
 use ipnet::Ipv4Net;
 
+use super::apparmor::{AppArmor, PROFILE};
 use super::netlink::{Ends, Netlink};
 use super::{ContainerdExecutor, cgroup, nat, netns};
 use crate::error::Error;
@@ -30,6 +31,7 @@ pub async fn requirements(address: &str, path: &OsStr) -> Vec<Requirement> {
     all.extend(cgroups());
     all.push(file_system());
     all.push(seccomp());
+    all.extend(apparmor(&AppArmor::of_host()));
     // Without these two the trial says nothing new.
     if nix::unistd::geteuid().is_root() && find(path, "nft").is_some() {
         all.push(network().await);
@@ -130,6 +132,22 @@ fn seccomp() -> Requirement {
     }
     let reason = "the kernel has no seccomp filters: containers may make every system call";
     Requirement::poor(WHAT, reason, "use a kernel with CONFIG_SECCOMP_FILTER")
+}
+
+/// Nothing is said of it where the kernel has none.
+fn apparmor(host: &AppArmor) -> Option<Requirement> {
+    const WHAT: &str = "AppArmor";
+    if !host.is_enabled() {
+        return None;
+    }
+    if host.can_confine() {
+        let detail = format!("containers have the profile {PROFILE}");
+        return Some(Requirement::met(WHAT, detail));
+    }
+    let reason = "the kernel has it, but apparmor_parser is missing or /sys/kernel/security is not mounted: \
+                  containers are not confined by it";
+    let remedy = "apt-get install apparmor; in a container, mount the host's /sys/kernel/security";
+    Some(Requirement::poor(WHAT, reason, remedy))
 }
 
 /// A bridge, a pair of links and the rules of a published port, in a namespace of their own.

@@ -103,6 +103,8 @@ pub(super) struct Security {
     pub no_new_privileges: bool,
     pub seccomp: Option<Value>,
     pub selinux_label: Option<String>,
+    /// The host's AppArmor profile is not wanted.
+    pub apparmor_disabled: bool,
 }
 
 impl Security {
@@ -132,6 +134,9 @@ impl Security {
             capabilities,
             no_new_privileges: privileges.no_new_privileges,
             seccomp,
+            apparmor_disabled: privileges.apparmor.is_some_and(|options| {
+                options.mode() == pb::privileges::app_armor_opts::AppArmorMode::Disabled
+            }),
             selinux_label: selinux_label(privileges.selinux_context.as_ref()),
         })
     }

@@ -13,6 +13,7 @@ use swarm_proto::signal::signal_number;
 use swarm_proto::ulimit;
 
 use super::account::Account;
+use super::apparmor::Confinement;
 use super::device::{self, Device};
 use super::manifest::RunConfig;
 use super::mounts;
@@ -47,6 +48,7 @@ pub(super) struct Input<'a> {
     /// Another network namespace to join; `None` makes one, with loopback up.
     pub netns: Option<PathBuf>,
     pub cgroup: String,
+    pub confinement: Confinement,
     /// True on hosts with only cgroup v2, where a container gets a cgroup namespace.
     pub cgroup_v2: bool,
     /// Whether the kernel counts swap by cgroup: runc fails on any limit where it does not.
@@ -135,6 +137,8 @@ fn process(input: &Input<'_>, security: &Security) -> Result<Value, Error> {
         "selinuxLabel",
         security.selinux_label.clone().map(Value::from),
     );
+    let profile = input.confinement.profile(security.apparmor_disabled);
+    set(&mut process, "apparmorProfile", profile.map(Value::from));
     Ok(process)
 }
 

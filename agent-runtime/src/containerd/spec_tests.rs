@@ -6,6 +6,7 @@ struct Case {
     container: pb::ContainerSpec,
     image: RunConfig,
     account: Account,
+    confinement: Confinement,
 }
 
 impl Default for Case {
@@ -24,6 +25,7 @@ impl Default for Case {
                 ..RunConfig::default()
             },
             account: Account::default(),
+            confinement: Confinement::None,
         }
     }
 }
@@ -46,6 +48,7 @@ impl Case {
             mounts: vec![mounts::file("/a".as_ref(), "/etc/hosts"); 2],
             netns: None,
             cgroup: "/swarm/n/t1".to_owned(),
+            confinement: self.confinement,
             cgroup_v2: false,
             swap_counted: false,
         };
@@ -256,4 +259,17 @@ fn hostnames_are_checked() {
     };
     container.hostname.clear();
     assert_eq!(hostname(&container, &task.id, &templates).unwrap(), "node");
+}
+
+#[test]
+fn apparmor_where_the_kernel_has_it() {
+    let mut case = Case::default();
+    let profile = |case: &Case| case.build().unwrap()["process"]["apparmorProfile"].clone();
+    assert_eq!(profile(&case), Value::Null);
+    case.confinement = Confinement::Profile;
+    assert_eq!(profile(&case), "swarm-default");
+    let privileges = case.container.privileges.get_or_insert_default();
+    privileges.apparmor.get_or_insert_default().mode =
+        pb::privileges::app_armor_opts::AppArmorMode::Disabled.into();
+    assert_eq!(profile(&case), "unconfined");
 }

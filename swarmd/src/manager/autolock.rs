@@ -16,6 +16,7 @@ use super::store::{Cluster, State};
 use crate::ca::token::NoRandomness;
 use crate::ca::{IdentityDir, Role, UnlockKey};
 use crate::clock::Clock;
+use crate::process;
 use crate::seal::{Changed, Seal, Sealing};
 
 /// Pause before what the disk refused is tried again.
@@ -126,7 +127,7 @@ impl Keeper {
     async fn keep(&self, wish: Sealing) -> Result<(), String> {
         if self.seal.differs_from(&wish) {
             let (seal, dir, keys) = (self.seal.clone(), self.dir.clone(), self.keys.clone());
-            let changing = tokio::task::spawn_blocking(move || {
+            let changing = process::blocking(move || {
                 seal.change(&wish, || {
                     dir.reseal().map_err(|error| error.to_string())?;
                     keys.reseal().map_err(|error| error.to_string())

@@ -14,6 +14,7 @@ use super::store::watch::Subscription;
 use super::store::{Change, State};
 use super::writer::{Store, WriteError};
 use crate::clock::Clock;
+use crate::process;
 
 /// How often everything is looked at, whatever the hints say.
 const FULL_PASS_EVERY: Duration = Duration::from_secs(30);
@@ -146,7 +147,7 @@ impl Control {
         self.seed = mix(self.seed);
         let (state, seed) = (self.state.clone(), self.seed);
         let dirty = std::mem::take(&mut self.dirty);
-        let planned = tokio::task::spawn_blocking(move || pass(&state, &dirty, now, seed)).await;
+        let planned = process::blocking(move || pass(&state, &dirty, now, seed)).await;
         // The runtime refuses only when it shuts down, and a pass does not panic.
         planned.map_err(|_| WriteError::ShuttingDown)
     }

@@ -24,7 +24,7 @@ use tonic::metadata::{MetadataMap, MetadataValue};
 use tonic::transport::Channel;
 use tower::{Layer, Service, ServiceExt as _};
 
-use super::authorize::{Caller, is_leaders};
+use super::authorize::{Caller, Who, is_leaders};
 use super::raft::{Leadership, Member, RaftId};
 use super::server::MESSAGE_MAX;
 use crate::ca::{ConnectError, SecurityConfig, connect_lazy};
@@ -36,9 +36,13 @@ const LEADER_WAIT: Duration = Duration::from_secs(5);
 const REQUEST_BYTES_MAX: usize = MESSAGE_MAX + 5;
 /// The same for who has no certificate and asks for one.
 const ANONYMOUS_BYTES_MAX: usize = 64 << 10;
-/// Requests of each of the two kinds that are held at one time; others wait. At most 128 MiB and 16 MiB.
+/// Requests of operators, of nodes, and of those who have no certificate yet, that are held at one time; others wait.
+/// Each kind has room of its own: an operator whose requests take long keeps no node from its heartbeats. At most 128 MiB
+/// for each of the first two, and 16 MiB.
 const HELD_MAX: usize = 32;
 const ANONYMOUS_HELD_MAX: usize = 256;
+/// How long a request waits for room.
+const ROOM_WAIT: Duration = Duration::from_secs(10);
 /// Time for a request to come in.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Pause before a request goes again, where nothing has changed until then.
@@ -60,8 +64,33 @@ pub(crate) struct Forwarder {
     leadership: watch::Receiver<Leadership>,
     /// The connection to the leader that was known last.
     route: Mutex<Option<Route>>,
-    held: Semaphore,
-    anonymous_held: Semaphore,
+    room: Room,
+}
+
+/// Places for requests that are held.
+struct Room {
+    operators: Semaphore,
+    nodes: Semaphore,
+    anonymous: Semaphore,
+}
+
+impl Room {
+    fn new() -> Self {
+        Self {
+            operators: Semaphore::new(HELD_MAX),
+            nodes: Semaphore::new(HELD_MAX),
+            anonymous: Semaphore::new(ANONYMOUS_HELD_MAX),
+        }
+    }
+
+    /// The most bytes a request of this caller may have, and where it finds a place.
+    fn of(&self, caller: &Caller) -> (usize, &Semaphore) {
+        match &caller.who {
+            Who::Local => (REQUEST_BYTES_MAX, &self.operators),
+            Who::Node(_) => (REQUEST_BYTES_MAX, &self.nodes),
+            Who::Nobody { .. } => (ANONYMOUS_BYTES_MAX, &self.anonymous),
+        }
+    }
 }
 
 /// A connection to one leader. It reconnects by itself.
@@ -91,8 +120,7 @@ impl Forwarder {
             security,
             leadership,
             route: Mutex::new(None),
-            held: Semaphore::new(HELD_MAX),
-            anonymous_held: Semaphore::new(ANONYMOUS_HELD_MAX),
+            room: Room::new(),
         }
     }
 
@@ -214,12 +242,14 @@ impl Forwarder {
         let clock = self.security.clock();
         let until = clock.monotonic().after(LEADER_WAIT);
         let (parts, body) = request.into_parts();
-        let (limit, room) = match caller.is_anonymous() {
-            true => (ANONYMOUS_BYTES_MAX, &self.anonymous_held),
-            false => (REQUEST_BYTES_MAX, &self.held),
-        };
+        let (limit, room) = self.room.of(caller);
         // The semaphore is never closed.
-        let _place = room.acquire().await;
+        let Ok(_place) = clock.timeout(ROOM_WAIT, room.acquire()).await else {
+            return Ok(turn_away(Status::resource_exhausted(
+                "this manager has too many requests to send on to the leader; try again, or ask the leader",
+            ))
+            .into_http());
+        };
         let whole = Limited::new(body, limit).collect();
         let whole = match clock.timeout(REQUEST_LIMIT, whole).await {
             Ok(Ok(whole)) => whole.to_bytes(),

@@ -48,7 +48,6 @@ use swarm_proto::own;
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
-use tonic::transport::Channel;
 
 use crate::ca::{IdentityDir, SecurityConfig, connect_lazy};
 use crate::clock::Clock;
@@ -59,8 +58,8 @@ use dispatcher::Dispatcher;
 use forward::Forwarder;
 use members::{Members, MembershipServer};
 use raft::{
-    DialError, Dialer, Leadership, Member, Membership, Published, RaftConfig, RaftId, RaftNode,
-    RaftService, SnapshotLimits, Start, StartError, Timing,
+    DialError, Dialer, Disk, Leadership, Line, Member, Membership, Published, RaftConfig, RaftId,
+    RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
 };
 use store::State;
 use store::machine::StoreMachine;
@@ -138,6 +137,7 @@ impl Manager {
             },
             state_dir: config.state_dir,
             timing: config.timing,
+            disk: Disk::default(),
             snapshots: SnapshotLimits::default(),
             seal: config.seal,
         };
@@ -365,7 +365,7 @@ impl Duties {
 struct MtlsDialer(Arc<OnceLock<SecurityConfig>>);
 
 impl Dialer for MtlsDialer {
-    fn dial(&self, _: &Member, address: &str) -> Result<Channel, DialError> {
+    fn dial(&self, _: &Member, address: &str) -> Result<Line, DialError> {
         let error = |reason: String| DialError {
             address: address.to_owned(),
             reason,
@@ -374,6 +374,7 @@ impl Dialer for MtlsDialer {
             .0
             .get()
             .ok_or_else(|| error("this node has no certificate yet".into()))?;
-        connect_lazy(address, security).map_err(|e| error(e.to_string()))
+        let channel = connect_lazy(address, security).map_err(|e| error(e.to_string()))?;
+        Ok(channel.into())
     }
 }

@@ -79,6 +79,24 @@ pub fn all() -> Vec<Process> {
     table.map(|(pid, entry)| entry.process(pid)).collect()
 }
 
+/// Who else has the other end, or the same, of one of a process's pipes.
+pub fn sharing_pipes(pid: u32) -> Vec<Process> {
+    let own = pipes(pid);
+    let mut others = all();
+    others.retain(|process| process.pid != pid && !pipes(process.pid).is_disjoint(&own));
+    others
+}
+
+/// The pipes that a process has open, as the kernel names them.
+fn pipes(pid: u32) -> BTreeSet<PathBuf> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"));
+    let open = open.into_iter().flatten().flatten();
+    let links = open.filter_map(|entry| fs::read_link(entry.path()).ok());
+    links
+        .filter(|link| link.to_string_lossy().starts_with("pipe:"))
+        .collect()
+}
+
 /// The lab's programs with an argument in one of the directories, and all their descendants.
 pub fn belonging_to(directories: &[PathBuf]) -> Vec<Process> {
     let table = table();

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 
+use super::disk::Disk;
 use super::types::{Member, RaftId};
 use crate::seal::Seal;
 
@@ -17,6 +18,8 @@ pub struct RaftConfig {
     pub member: Member,
     /// Where `raft/` lies.
     pub state_dir: PathBuf,
+    /// On which disk.
+    pub disk: Disk,
     /// Heartbeats and elections.
     pub timing: Timing,
     /// When to take a snapshot.

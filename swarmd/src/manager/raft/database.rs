@@ -1,27 +1,25 @@
 //! redb behind an edge: its settings, its errors in our words, its panics caught.
 
-use std::fs::OpenOptions;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use redb::Database;
 
+use super::disk::{Disk, DiskFile, SimulatedBackend};
 use super::error::StorageError;
 
 /// redb's page cache, bytes. Entries are cached above it; this only has to hold the inner pages.
 const PAGE_CACHE: usize = 4 << 20;
 
 /// Opens or makes a database.
-pub(crate) fn open_database(path: &Path) -> Result<Database, StorageError> {
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .open(path)
-        .map_err(StorageError::io("open", path))?;
-    redb::Builder::new()
-        .set_cache_size(PAGE_CACHE)
-        .create_file(file)
-        .map_err(|e| fault(path, "open", e))
+pub(crate) fn open_database(disk: &Disk, path: &Path) -> Result<Database, StorageError> {
+    let mut builder = redb::Builder::new();
+    builder.set_cache_size(PAGE_CACHE);
+    match disk.open_to_write(path)? {
+        DiskFile::Real(file) => builder.create_file(file),
+        DiskFile::Simulated(file) => builder.create_with_backend(SimulatedBackend(file)),
+    }
+    .map_err(|e| fault(path, "open", e))
 }
 
 /// redb's errors in ours.

@@ -26,9 +26,9 @@ use base64::engine::general_purpose::STANDARD as BASE64;
 use ring::digest;
 use zeroize::{Zeroize as _, Zeroizing};
 
+use super::disk::Disk;
 use super::encryption::{Dek, DekRing, KEY_LEN};
 use super::error::StorageError;
-use super::files;
 use crate::seal::{Envelope, Held, OpenError, Seal};
 
 const MAGIC: &str = "swarm-raft-dek-1";
@@ -39,6 +39,7 @@ const NOTE_LEN: usize = 9;
 /// The open file.
 #[derive(Debug)]
 pub(crate) struct DekFile {
+    disk: Disk,
     path: PathBuf,
     seal: Seal,
     ring: Mutex<Ring>,
@@ -54,14 +55,18 @@ struct Ring {
 
 impl DekFile {
     /// Makes a file with a new key at `now`, which must not exist and will be renamed to `path`.
-    pub(crate) fn create(now: &Path, path: &Path, seal: Seal) -> Result<Self, StorageError> {
+    pub(crate) fn create(
+        disk: &Disk,
+        (now, path): (&Path, &Path),
+        seal: Seal,
+    ) -> Result<Self, StorageError> {
         let ring = Ring {
             keys: DekRing::new(Arc::new(Dek::generate()?), None),
             rotation_wanted: false,
         };
         let text = ring.text(path, &seal.hold())?;
-        files::write_new(now, text.as_bytes())?;
-        Ok(Self::of(path, seal, ring))
+        disk.write_new(now, text.as_bytes())?;
+        Ok(Self::of((disk, path), seal, ring))
     }
 
     /// Reads the file; any truncation or flipped bit in it is found.
@@ -69,16 +74,17 @@ impl DekFile {
     /// # Errors
     /// [`StorageError::Locked`] where it is sealed and no unlock key is at hand, [`StorageError::OtherKey`] where it is
     /// another one.
-    pub(crate) fn read(path: &Path, seal: Seal) -> Result<Self, StorageError> {
-        let (secret, _) = read(path, &mut seal.hold())?;
+    pub(crate) fn read(disk: &Disk, path: &Path, seal: Seal) -> Result<Self, StorageError> {
+        let (secret, _) = read((disk, path), &mut seal.hold())?;
         let (ring, version) =
             Ring::decode(&secret).ok_or_else(|| damaged(path, "it does not hold 256-bit keys"))?;
         seal.hold().found(version);
-        Ok(Self::of(path, seal, ring))
+        Ok(Self::of((disk, path), seal, ring))
     }
 
-    fn of(path: &Path, seal: Seal, ring: Ring) -> Self {
+    fn of((disk, path): (&Disk, &Path), seal: Seal, ring: Ring) -> Self {
         Self {
+            disk: disk.clone(),
             path: path.to_owned(),
             seal,
             ring: Mutex::new(ring),
@@ -94,7 +100,7 @@ impl DekFile {
     /// new DEK is wanted from now on.
     pub(crate) fn reseal(&self) -> Result<(), StorageError> {
         let mut held = self.seal.hold();
-        let (_, sealed) = read(&self.path, &mut held)?;
+        let (_, sealed) = read((&self.disk, &self.path), &mut held)?;
         let slots = held.slots();
         let (as_wanted, is_new) = match &sealed {
             Some(envelope) => {
@@ -147,7 +153,7 @@ impl DekFile {
     /// The file first: what is in memory is always what a restart would find.
     fn replace(&self, held: &Held<'_>, next: Ring) -> Result<(), StorageError> {
         let text = next.text(&self.path, held)?;
-        files::replace(&self.path, text.as_bytes())?;
+        self.disk.replace(&self.path, text.as_bytes())?;
         *self.ring() = next;
         Ok(())
     }
@@ -159,10 +165,10 @@ impl DekFile {
 
 /// What the file holds, and how that is sealed.
 fn read(
-    path: &Path,
+    (disk, path): (&Disk, &Path),
     held: &mut Held<'_>,
 ) -> Result<(Zeroizing<Vec<u8>>, Option<Envelope>), StorageError> {
-    let bytes = Zeroizing::new(std::fs::read(path).map_err(StorageError::io("read", path))?);
+    let bytes = Zeroizing::new(disk.read(path)?);
     let text = std::str::from_utf8(&bytes).map_err(|_| damaged(path, "not text"))?;
     let header = text.lines().next().unwrap_or_default();
     let (magic, protection) = header

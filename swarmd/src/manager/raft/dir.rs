@@ -20,8 +20,8 @@ use std::sync::Arc;
 use ring::digest::{SHA256, digest};
 
 use super::dek_file::DekFile;
+use super::disk::Disk;
 use super::error::StorageError;
-use super::files;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
@@ -51,33 +51,37 @@ pub(crate) struct RaftDir {
 pub(crate) fn check_key(state_dir: &Path, seal: &Seal) -> Result<(), StorageError> {
     let path = state_dir.join(DIR).join(DEK);
     match path.exists() {
-        true => DekFile::read(&path, seal.clone()).map(drop),
+        true => DekFile::read(&Disk::Real, &path, seal.clone()).map(drop),
         false => Ok(()),
     }
 }
 
 impl RaftDir {
     /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
-    pub(crate) fn open(state_dir: &Path, new: RaftId, seal: Seal) -> Result<Self, StorageError> {
+    pub(crate) fn open(
+        disk: &Disk,
+        (state_dir, seal): (&Path, Seal),
+        new: RaftId,
+    ) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
-        if !is_present(&dir)? {
-            return create(state_dir, (&dir, seal), new);
+        if disk.list(&dir)?.is_none_or(|files| files.is_empty()) {
+            return create(disk, state_dir, (&dir, seal), new);
         }
         let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
         let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
         for path in [&id_path, &dek_path, &log_path, &snapshots_path] {
-            if !path.exists() {
+            if !disk.exists(path) {
                 return Err(StorageError::Missing {
                     path: path.clone(),
                     beside: dir,
                 });
             }
         }
-        let dek = Arc::new(DekFile::read(&dek_path, seal)?);
-        let (log, loaded) = LogFile::open(&log_path, &dek.keys(), &dek_path)?;
+        let dek = Arc::new(DekFile::read(disk, &dek_path, seal)?);
+        let (log, loaded) = LogFile::open(disk, &log_path, (&dek.keys(), &dek_path))?;
         let log = LogStore::over(log, loaded)?;
-        let snapshots = Arc::new(SnapshotStore::open(&snapshots_path, &dek.keys())?);
-        let id = read_id(&id_path)?;
+        let snapshots = Arc::new(SnapshotStore::open(disk, &snapshots_path, &dek.keys())?);
+        let id = read_id(disk, &id_path)?;
         let opened = Self {
             id,
             log,
@@ -113,15 +117,6 @@ impl RaftDir {
     }
 }
 
-/// True if there is a raft directory with anything in it.
-fn is_present(dir: &Path) -> Result<bool, StorageError> {
-    match std::fs::read_dir(dir) {
-        Ok(mut entries) => Ok(entries.next().is_some()),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
-        Err(e) => Err(StorageError::io("open", dir)(e)),
-    }
-}
-
 /// The number with a check: with another one the manager would wait for a cluster that does not know it.
 fn id_text(id: RaftId) -> String {
     let hash = digest(&SHA256, &id.to_be_bytes());
@@ -133,8 +128,8 @@ fn id_text(id: RaftId) -> String {
     format!("{id} {}\n", check.collect::<String>())
 }
 
-fn read_id(path: &Path) -> Result<RaftId, StorageError> {
-    let text = std::fs::read(path).map_err(StorageError::io("read", path))?;
+fn read_id(disk: &Disk, path: &Path) -> Result<RaftId, StorageError> {
+    let text = disk.read(path)?;
     let text = String::from_utf8_lossy(&text);
     let id = text.split(' ').next().and_then(|id| id.parse().ok());
     id.filter(|id| id_text(*id) == text).ok_or_else(|| {
@@ -144,31 +139,27 @@ fn read_id(path: &Path) -> Result<RaftId, StorageError> {
 }
 
 fn create(
+    disk: &Disk,
     state_dir: &Path,
     (dir, seal): (&Path, Seal),
     id: RaftId,
 ) -> Result<RaftDir, StorageError> {
     let new: PathBuf = state_dir.join(NEW_DIR);
-    match std::fs::remove_dir_all(&new) {
-        Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-            return Err(StorageError::io("remove", &new)(e));
-        }
-        _ => {}
-    }
-    files::create_dir(&new)?;
-    files::create_dir(&new.join(SNAPSHOTS))?;
-    files::write_new(&new.join(ID), id_text(id).as_bytes())?;
-    let dek = DekFile::create(&new.join(DEK), &dir.join(DEK), seal)?;
+    disk.remove_all(&new)?;
+    disk.create_dir(&new)?;
+    disk.create_dir(&new.join(SNAPSHOTS))?;
+    disk.write_new(&new.join(ID), id_text(id).as_bytes())?;
+    let dek = DekFile::create(disk, (&new.join(DEK), &dir.join(DEK)), seal)?;
     let keys = dek.keys();
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
-    let log = LogFile::create(&new.join(LOG), &dir.join(LOG), keys.newest())?;
-    files::sync_dir(&new)?;
-    std::fs::rename(&new, dir).map_err(StorageError::io("rename", &new))?;
-    files::sync_dir(state_dir)?;
+    let log = LogFile::create(disk, (&new.join(LOG), &dir.join(LOG)), keys.newest())?;
+    disk.sync_dir(&new)?;
+    disk.rename(&new, dir)?;
+    disk.sync_dir(state_dir)?;
     Ok(RaftDir {
         id,
         log: LogStore::over(log, Loaded::default())?,
-        snapshots: Arc::new(SnapshotStore::open(&dir.join(SNAPSHOTS), &keys)?),
+        snapshots: Arc::new(SnapshotStore::open(disk, &dir.join(SNAPSHOTS), &keys)?),
         dek: Arc::new(dek),
     })
 }

@@ -23,9 +23,9 @@ use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefi
 use swarm_proto::own;
 
 use super::database::{fault, guarded, open_database};
+use super::disk::Disk;
 use super::encryption::{Dek, DekRing, KEY_LEN, RecordKey, TAG_LEN, random};
 use super::error::StorageError;
-use super::files;
 use super::log_tail::Tail;
 use super::types::{Entry, LogId, Vote};
 use super::wire;
@@ -78,9 +78,13 @@ pub(crate) struct Loaded {
 impl LogFile {
     /// Makes a new, empty log in the file at `now`, which must not exist and will be renamed to
     /// `path`.
-    pub(crate) fn create(now: &Path, path: &Path, dek: &Dek) -> Result<Self, StorageError> {
-        files::create_file(now)?;
-        Self::create_in(open_database(now)?, path, dek)
+    pub(crate) fn create(
+        disk: &Disk,
+        (now, path): (&Path, &Path),
+        dek: &Dek,
+    ) -> Result<Self, StorageError> {
+        disk.create_file(now)?;
+        Self::create_in(open_database(disk, now)?, path, dek)
     }
 
     /// Makes a new log in an empty database.
@@ -92,16 +96,16 @@ impl LogFile {
 
     /// Opens an existing log and reads all of it.
     pub(crate) fn open(
+        disk: &Disk,
         path: &Path,
-        deks: &DekRing,
-        dek_path: &Path,
+        (deks, dek_path): (&DekRing, &Path),
     ) -> Result<(Self, Loaded), StorageError> {
-        let meta = std::fs::metadata(path).map_err(StorageError::io("open", path))?;
-        if meta.len() == 0 {
+        let size = disk.open(path)?.size();
+        if size.map_err(StorageError::io("open", path))? == 0 {
             return Err(StorageError::damaged(path, "database", "the file is empty"));
         }
         guarded(path, || {
-            let mut db = open_database(path)?;
+            let mut db = open_database(disk, path)?;
             // redb itself trusts a file that was closed in order; a flipped bit in its page
             // bookkeeping would make it overwrite live pages later. False means that it found
             // damage and dropped what it couldn't keep.

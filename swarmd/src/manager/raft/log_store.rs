@@ -27,6 +27,7 @@ use super::log_file::{Loaded, LogFile};
 use super::log_tail::Tail;
 use super::log_writer::{Op, QUEUE, Writer};
 use super::types::{Entry, LogId, Types, Vote};
+use crate::process;
 
 /// Bytes of entries in one replication message; one larger entry travels alone.
 pub(crate) const READ_BYTES: usize = 2 << 20;
@@ -102,10 +103,14 @@ impl LogStore {
         });
         let (queue, requests) = mpsc::channel(QUEUE);
         let writer = Writer::new(file, Arc::clone(&shared), requests, purge);
-        std::thread::Builder::new()
-            .name("raft-log".to_owned())
-            .spawn(move || writer.run())
-            .map_err(StorageError::io("start the writer of", &path))?;
+        match process::current() {
+            Some(process) => drop(process.spawn(writer.run_in(process.clone()))),
+            None => std::thread::Builder::new()
+                .name("raft-log".to_owned())
+                .spawn(move || writer.run())
+                .map(drop)
+                .map_err(StorageError::io("start the writer of", &path))?,
+        }
         Ok(Self { shared, queue })
     }
 
@@ -290,7 +295,7 @@ impl LogReader {
                 Plan::Disk(from, to) => (from, to),
             };
             let file = self.shared.file()?;
-            let read = tokio::task::spawn_blocking(move || file.read(from, to, max_bytes));
+            let read = process::blocking(move || file.read(from, to, max_bytes));
             let error = match read.await.map_err(io::Error::other)? {
                 Ok(entries) => return Ok(Some(entries)),
                 Err(error) => error,

@@ -29,6 +29,7 @@ use super::log_file::{COMMITTED, EPOCHS, Keep, LOG, LogFile, PURGED, Place, STAT
 use super::log_store::Shared;
 use super::types::{Entry, LogId, Types, Vote};
 use super::wire;
+use crate::process::Process;
 
 /// Requests waiting for the writer; a full queue holds up consensus, which holds up proposals.
 pub(crate) const QUEUE: usize = 1024;
@@ -117,7 +118,7 @@ impl Writer {
         }
     }
 
-    /// Serves requests until the log is closed or nobody can send any more.
+    /// Serves requests until the log is closed or nobody can send any more. Blocks its thread.
     pub(crate) fn run(mut self) {
         let mut closing = None;
         while closing.is_none()
@@ -127,6 +128,30 @@ impl Writer {
             closing = self.answer(batch, outcome);
             self.end_reseal();
         }
+        self.end(closing);
+    }
+
+    /// The same for a simulated process, which has no thread for it: time passes between a commit and its answers.
+    pub(crate) async fn run_in(mut self, process: Process) {
+        let mut closing = None;
+        while closing.is_none() {
+            let batch = match self.waiting() {
+                Ok(batch) => batch,
+                Err(TryRecvError::Disconnected) => break,
+                Err(TryRecvError::Empty) => match self.queue.recv().await {
+                    Some(first) => self.batch(first),
+                    None => break,
+                },
+            };
+            let outcome = self.commit(&batch);
+            process.pay().await;
+            closing = self.answer(batch, outcome);
+            self.end_reseal();
+        }
+        self.end(closing);
+    }
+
+    fn end(mut self, closing: Option<oneshot::Sender<()>>) {
         if self.committed.is_some() {
             // Only a hint is at stake; a failure has been logged.
             let _ = self.commit(&[]);
@@ -137,16 +162,29 @@ impl Writer {
         }
     }
 
-    /// Waits for work. An empty batch is a step of purging or sealing anew in an idle log.
+    /// Waits for work.
     fn gather(&mut self) -> Option<Vec<Op>> {
-        let first = match self.queue.try_recv() {
-            Ok(op) => op,
-            Err(TryRecvError::Empty) if self.has_steps() => {
-                return Some(Vec::new());
+        match self.waiting() {
+            Ok(batch) => Some(batch),
+            Err(TryRecvError::Empty) => {
+                let first = self.queue.blocking_recv()?;
+                Some(self.batch(first))
             }
-            Err(TryRecvError::Empty) => self.queue.blocking_recv()?,
-            Err(TryRecvError::Disconnected) => return None,
-        };
+            Err(TryRecvError::Disconnected) => None,
+        }
+    }
+
+    /// Work that is there. An empty batch is a step of purging or sealing anew in an idle log.
+    fn waiting(&mut self) -> Result<Vec<Op>, TryRecvError> {
+        match self.queue.try_recv() {
+            Ok(first) => Ok(self.batch(first)),
+            Err(TryRecvError::Empty) if self.has_steps() => Ok(Vec::new()),
+            Err(nothing) => Err(nothing),
+        }
+    }
+
+    /// Takes what waits together with `first`.
+    fn batch(&mut self, first: Op) -> Vec<Op> {
         let mut bytes = first.bytes();
         let mut batch = vec![first];
         while bytes < BATCH_BYTES
@@ -155,7 +193,7 @@ impl Writer {
             bytes += op.bytes();
             batch.push(op);
         }
-        Some(batch)
+        batch
     }
 
     fn has_steps(&self) -> bool {

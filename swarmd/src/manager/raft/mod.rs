@@ -10,6 +10,7 @@
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
 //! membership.rs   who takes part
 //! dir.rs          what lies on disk; encryption.rs how it is sealed, dek_file.rs, rotation.rs by which key
+//! disk.rs         real or simulated, as runtime.rs
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
@@ -19,9 +20,9 @@ mod database;
 mod dek_file;
 mod dial;
 mod dir;
+mod disk;
 mod encryption;
 mod error;
-mod files;
 mod log_file;
 mod log_store;
 mod log_tail;
@@ -31,6 +32,7 @@ mod network;
 mod node;
 mod propose;
 mod rotation;
+mod runtime;
 mod server;
 mod snapshot;
 mod snapshot_file;
@@ -44,8 +46,9 @@ mod wire;
 mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
-pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
+pub use dial::{DialError, Dialer, Line, LineError, PlainDialer, manager_endpoint};
 pub(crate) use dir::check_key;
+pub use disk::{Disk, SimulatedDisk, SimulatedFile};
 pub use error::StorageError;
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};

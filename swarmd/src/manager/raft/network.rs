@@ -24,9 +24,8 @@ use openraft::raft::{
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use swarm_proto::own;
 use swarm_proto::own::raft_client::RaftClient;
-use tonic::transport::Channel;
 
-use super::dial::Dialer;
+use super::dial::{Dialer, Line};
 use super::snapshot::SnapshotFile;
 use super::transfer;
 use super::types::{Member, RaftId, Snapshot, Types, Vote};
@@ -81,13 +80,13 @@ pub(crate) struct Peer {
     target: RaftId,
     member: Member,
     dialer: Arc<dyn Dialer>,
-    client: Option<RaftClient<Channel>>,
+    client: Option<RaftClient<Line>>,
     next_address: usize,
     timeouts: u32,
 }
 
 impl Peer {
-    fn client(&mut self) -> Result<RaftClient<Channel>, RpcError> {
+    fn client(&mut self) -> Result<RaftClient<Line>, RpcError> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
@@ -95,11 +94,11 @@ impl Peer {
         let address = addresses
             .get(self.next_address % addresses.len().max(1))
             .ok_or_else(|| unreachable(format!("manager {} has no address", self.target)))?;
-        let channel = self
+        let line = self
             .dialer
             .dial(&self.member, address)
             .map_err(unreachable)?;
-        let client = RaftClient::new(channel)
+        let client = RaftClient::new(line)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         self.client = Some(client.clone());

@@ -24,6 +24,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, Published, StateMachine};
 use super::status::{self, Leadership, RaftStatus, watch_leadership};
 use super::types::{Member, RaftId, Types};
+use crate::process;
 
 /// What to do when there is no state on disk.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +75,9 @@ impl<M: Machine> RaftNode<M> {
         dialer: Arc<dyn Dialer>,
     ) -> Result<Self, StartError> {
         let settings = Arc::new(config.openraft()?);
-        let state_dir = config.state_dir.clone();
+        let (disk, state_dir) = (config.disk.clone(), config.state_dir.clone());
         let (new, seal) = (config.id, config.seal.clone());
-        let opening = tokio::task::spawn_blocking(move || RaftDir::open(&state_dir, new, seal));
+        let opening = process::blocking(move || RaftDir::open(&disk, (&state_dir, seal), new));
         let dir = opening.await.map_err(raft_error)??;
         let id = dir.id;
         let closer = dir.log.closer();

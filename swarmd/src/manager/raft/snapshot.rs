@@ -5,18 +5,18 @@
 //! removed file keeps it by its open handle. A newest snapshot that is damaged is an error, never
 //! skipped: the log before it is gone, so an older state would lose acknowledged writes.
 
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Semaphore;
 
+use super::disk::{Disk, DiskFile};
 use super::encryption::{Dek, DekRing};
 use super::error::StorageError;
-use super::files;
 use super::snapshot_file::{SnapshotReader, SnapshotWriter};
 use super::types::{Snapshot, SnapshotMeta};
+use crate::process;
 
 const SUFFIX: &str = "snap";
 const TEMPORARY: &str = "tmp";
@@ -26,6 +26,7 @@ const MAX_WORK: usize = 8;
 /// The directory of snapshots.
 #[derive(Debug)]
 pub(crate) struct SnapshotStore {
+    disk: Disk,
     dir: PathBuf,
     /// What new ones are sealed by.
     dek: Mutex<Arc<Dek>>,
@@ -40,7 +41,7 @@ pub(crate) struct SnapshotStore {
 pub(crate) struct SnapshotFile {
     meta: SnapshotMeta,
     path: PathBuf,
-    file: Arc<File>,
+    file: Arc<DiskFile>,
     place: Place,
     /// The key it is sealed by.
     dek: Arc<Dek>,
@@ -59,17 +60,18 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// When the newest snapshot's head can't be read.
-    pub(crate) fn open(dir: &Path, deks: &DekRing) -> Result<Self, StorageError> {
+    pub(crate) fn open(disk: &Disk, dir: &Path, deks: &DekRing) -> Result<Self, StorageError> {
         let mut snapshots = Vec::new();
-        for path in files::list(dir)? {
+        for path in disk.list(dir)?.unwrap_or_default() {
             match path.extension().and_then(|e| e.to_str()) {
                 Some(SUFFIX) => snapshots.push(path),
-                Some(TEMPORARY) => files::remove(&path)?,
+                Some(TEMPORARY) => disk.remove(&path)?,
                 // Not ours.
                 Some(_) | None => {}
             }
         }
         let store = Self {
+            disk: disk.clone(),
             dir: dir.to_owned(),
             dek: Mutex::new(Arc::clone(deks.newest())),
             current: Mutex::new(None),
@@ -78,8 +80,7 @@ impl SnapshotStore {
         };
         // Names sort by index.
         if let Some(newest) = snapshots.pop() {
-            let file = File::open(&newest).map_err(StorageError::io("open", &newest))?;
-            let file = Arc::new(file);
+            let file = Arc::new(disk.open(&newest)?);
             let (meta, dek) = identify(&file, &newest, deks)?;
             *store.lock() = Some(SnapshotFile {
                 meta,
@@ -89,7 +90,7 @@ impl SnapshotStore {
                 dek,
             });
             for old in snapshots {
-                files::remove(&old)?;
+                disk.remove(&old)?;
             }
         }
         Ok(store)
@@ -109,7 +110,7 @@ impl SnapshotStore {
         let busy = Arc::clone(&self.busy).acquire_owned().await;
         let busy = busy.map_err(|_| closed())?;
         let store = Arc::clone(self);
-        let done = tokio::task::spawn_blocking(move || {
+        let done = process::blocking(move || {
             let done = work(&store);
             drop(busy);
             done
@@ -139,7 +140,7 @@ impl SnapshotStore {
     pub(crate) fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
         let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("unfinished-{number}.{TEMPORARY}"));
-        SnapshotWriter::create(&path, self.dek(), meta)
+        SnapshotWriter::create(&self.disk, &path, (self.dek(), meta))
     }
 
     /// Ends a snapshot without putting it in place.
@@ -165,7 +166,7 @@ impl SnapshotStore {
         if !Arc::ptr_eq(&new.dek, &self.dek()) {
             let resealed = self.reseal(&new)?;
             if new.place == Place::Temporary && new.path.starts_with(&self.dir) {
-                files::remove(&new.path)?;
+                self.disk.remove(&new.path)?;
             }
             new = resealed;
         }
@@ -175,13 +176,13 @@ impl SnapshotStore {
             .is_some_and(|c| c.meta.last_log_id > new.meta.last_log_id);
         if newer {
             if new.place == Place::Temporary {
-                files::remove(&new.path)?;
+                self.disk.remove(&new.path)?;
             }
         } else {
             if new.place == Place::Temporary {
                 let path = self.dir.join(file_name(&new.meta));
-                std::fs::rename(&new.path, &path).map_err(StorageError::io("rename", &new.path))?;
-                files::sync_dir(&self.dir)?;
+                self.disk.rename(&new.path, &path)?;
+                self.disk.sync_dir(&self.dir)?;
                 new.path = path;
                 new.place = Place::Final;
             }
@@ -189,7 +190,7 @@ impl SnapshotStore {
             if let (Some(old), Some(new)) = (old, current.as_ref())
                 && old.path != new.path
             {
-                files::remove(&old.path)?;
+                self.disk.remove(&old.path)?;
             }
         }
         drop(current);
@@ -223,7 +224,7 @@ impl SnapshotStore {
 
     /// Drops a snapshot that was not put in place.
     pub(crate) fn discard(&self, path: &Path) {
-        if let Err(error) = files::remove(path) {
+        if let Err(error) = self.disk.remove(path) {
             tracing::warn!(%error, "unfinished snapshot stays until the next start");
         }
     }
@@ -243,7 +244,7 @@ impl SnapshotFile {
 
 /// What a snapshot holds, and the key that it is sealed by.
 fn identify(
-    file: &Arc<File>,
+    file: &Arc<DiskFile>,
     path: &Path,
     deks: &DekRing,
 ) -> Result<(SnapshotMeta, Arc<Dek>), StorageError> {

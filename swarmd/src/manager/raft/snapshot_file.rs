@@ -10,18 +10,16 @@
 //! with it. So every flipped bit, swapped chunk, missing end and added tail is found: the tags are
 //! the checksum.
 
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::FileExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use prost::Message as _;
 use swarm_proto::own;
 
+use super::disk::{Disk, DiskFile};
 use super::encryption::{Dek, KEY_LEN, RecordKey, Salt, TAG_LEN, random};
 use super::error::StorageError;
-use super::files;
 use super::types::SnapshotMeta;
 use super::wire;
 
@@ -36,7 +34,7 @@ const LAST: &[u8] = b"last chunk";
 /// Writes a snapshot; [`SnapshotWriter::finish`] makes it durable.
 #[derive(Debug)]
 pub(crate) struct SnapshotWriter {
-    file: File,
+    file: DiskFile,
     path: PathBuf,
     dek: Arc<Dek>,
     key: RecordKey,
@@ -47,15 +45,15 @@ pub(crate) struct SnapshotWriter {
 impl SnapshotWriter {
     /// Starts a file that does not exist yet.
     pub(crate) fn create(
+        disk: &Disk,
         path: &Path,
-        dek: Arc<Dek>,
-        meta: &SnapshotMeta,
+        (dek, meta): (Arc<Dek>, &SnapshotMeta),
     ) -> Result<Self, StorageError> {
         let salt: Salt = random()?;
-        let mut file = files::create_file(path)?;
+        let mut file = disk.create_file(path)?;
         let write = StorageError::io("write", path);
-        file.write_all(MAGIC)
-            .and_then(|()| file.write_all(&salt))
+        file.append(MAGIC)
+            .and_then(|()| file.append(&salt))
             .map_err(write)?;
         let mut writer = Self {
             file,
@@ -81,9 +79,9 @@ impl SnapshotWriter {
     }
 
     /// Writes the end and makes the file durable.
-    pub(crate) fn finish(mut self) -> Result<File, StorageError> {
+    pub(crate) fn finish(mut self) -> Result<DiskFile, StorageError> {
         self.flush_chunk(LAST)
-            .and_then(|()| self.file.sync_all())
+            .and_then(|()| self.file.sync())
             .map_err(StorageError::io("write", &self.path))?;
         Ok(self.file)
     }
@@ -95,8 +93,8 @@ impl SnapshotWriter {
             .map_err(io::Error::other)?;
         self.counter += 1;
         let len = u32::try_from(chunk.len()).map_err(io::Error::other)?;
-        self.file.write_all(&len.to_le_bytes())?;
-        self.file.write_all(&chunk)?;
+        self.file.append(&len.to_le_bytes())?;
+        self.file.append(&chunk)?;
         chunk.clear();
         self.buffer = chunk;
         Ok(())
@@ -122,7 +120,7 @@ impl Write for SnapshotWriter {
 /// Reads a snapshot's state. Independent of other readers of the same file.
 #[derive(Debug)]
 pub(crate) struct SnapshotReader {
-    file: Arc<File>,
+    file: Arc<DiskFile>,
     path: PathBuf,
     len: u64,
     offset: u64,
@@ -135,15 +133,12 @@ pub(crate) struct SnapshotReader {
 impl SnapshotReader {
     /// Opens a snapshot and reads its head.
     pub(crate) fn open(
-        file: Arc<File>,
+        file: Arc<DiskFile>,
         path: &Path,
         dek: &Dek,
     ) -> Result<(Self, SnapshotMeta), StorageError> {
         let damaged = |problem: &str| StorageError::damaged(path, "snapshot header", problem);
-        let len = file
-            .metadata()
-            .map_err(StorageError::io("read", path))?
-            .len();
+        let len = file.size().map_err(StorageError::io("read", path))?;
         let mut head = [0; MAGIC.len() + KEY_LEN];
         file.read_exact_at(&mut head, 0)
             .map_err(|_| damaged("it is cut short"))?;

@@ -3,25 +3,27 @@
 //! It travels in the clear inside TLS; the receiver seals it by its own key as it writes it.
 
 use std::io::Write as _;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use bytes::Bytes;
 use swarm_proto::own;
 use swarm_proto::own::raft_snapshot_chunk::Part;
 use tokio::sync::mpsc;
-use tokio::task::JoinHandle;
 use tokio_stream::wrappers::ReceiverStream;
+use tokio_util::task::AbortOnDropHandle;
 use tonic::{Status, Streaming};
 
 use super::error::StorageError;
 use super::snapshot::{SnapshotFile, SnapshotStore};
+use super::snapshot_file::SnapshotWriter;
 use super::types::SnapshotMeta;
+use crate::process::{self, Stopped};
 
 /// A transfer fails when nothing moves for this long. The receiver installs it within this time.
 const IDLE: Duration = Duration::from_secs(30);
-/// Chunks read ahead of the network, and received ahead of the disk.
+/// Chunks read ahead of the network.
 const AHEAD: usize = 2;
 
 /// A snapshot being sent.
@@ -32,7 +34,7 @@ pub(crate) struct Sending {
 
 /// Notices that a transfer fails on this side or comes to a halt.
 pub(crate) struct Progress {
-    reading: JoinHandle<Result<(), StorageError>>,
+    reading: AbortOnDropHandle<Result<(), SendError>>,
     taken: Arc<AtomicU64>,
 }
 
@@ -42,6 +44,9 @@ pub(crate) enum SendError {
     /// The file.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// Nobody reads any more.
+    #[error(transparent)]
+    Stopped(#[from] Stopped),
     /// The network or the receiver.
     #[error("the snapshot did not move for {IDLE:?}: the receiver or the network is stuck")]
     Stalled,
@@ -52,34 +57,45 @@ pub(crate) fn send(header: own::RaftSnapshotHeader, snapshot: SnapshotFile) -> S
     let (chunks, sending) = mpsc::channel(AHEAD);
     let taken = Arc::new(AtomicU64::new(0));
     let count = Arc::clone(&taken);
-    let reading = tokio::task::spawn_blocking(move || {
-        send_chunks(header, &snapshot, |part| {
+    let reading = process::spawn(async move {
+        let send = async |part| {
             let chunk = own::RaftSnapshotChunk { part: Some(part) };
             count.fetch_add(1, Ordering::Relaxed);
-            chunks.blocking_send(chunk).is_ok()
-        })
+            chunks.send(chunk).await.is_ok()
+        };
+        send_chunks(header, snapshot, send).await
     });
     Sending {
         chunks: ReceiverStream::new(sending),
-        progress: Progress { reading, taken },
+        progress: Progress {
+            reading: AbortOnDropHandle::new(reading),
+            taken,
+        },
     }
 }
 
 /// Ends early when `send` says that nobody takes the chunks.
-fn send_chunks(
+async fn send_chunks<S: Future<Output = bool> + Send>(
     header: own::RaftSnapshotHeader,
-    snapshot: &SnapshotFile,
-    mut send: impl FnMut(Part) -> bool,
-) -> Result<(), StorageError> {
-    let mut reader = snapshot.read()?;
-    let mut go_on = send(Part::Header(header));
+    snapshot: SnapshotFile,
+    send: impl Fn(Part) -> S,
+) -> Result<(), SendError> {
+    let mut reader = process::blocking(move || snapshot.read()).await??;
+    let mut go_on = send(Part::Header(header)).await;
     let mut total = 0;
-    while go_on && let Some(data) = reader.take_chunk()? {
+    while go_on {
+        let (back, data) = process::blocking(move || {
+            let data = reader.take_chunk();
+            (reader, data)
+        })
+        .await?;
+        reader = back;
+        let Some(data) = data? else {
+            send(Part::End(total)).await;
+            return Ok(());
+        };
         total += data.len() as u64;
-        go_on = send(Part::Data(data.into()));
-    }
-    if go_on {
-        send(Part::End(total));
+        go_on = send(Part::Data(data.into())).await;
     }
     Ok(())
 }
@@ -93,7 +109,7 @@ impl Progress {
             tokio::select! {
                 biased;
                 ended = &mut self.reading, if !read => match ended {
-                    Ok(Err(error)) => return error.into(),
+                    Ok(Err(error)) => return error,
                     Ok(Ok(())) | Err(_) => read = true,
                 },
                 () = tokio::time::sleep(IDLE) => {
@@ -112,36 +128,24 @@ pub(crate) async fn receive(
     meta: SnapshotMeta,
     chunks: &mut Streaming<own::RaftSnapshotChunk>,
 ) -> Result<SnapshotFile, Status> {
-    let (data, received) = mpsc::channel(AHEAD);
-    let work = snapshots.work(move |snapshots| write(snapshots, meta, received));
-    let (written, ended) = tokio::join!(work, forward(chunks, data));
-    ended?;
-    match written {
-        Ok(Ok(Some(file))) => Ok(file),
-        Ok(Ok(None)) => Err(Status::aborted("snapshot ended early")),
-        Ok(Err(error)) | Err(error) => Err(Status::internal(error.to_string())),
-    }
-}
-
-/// What goes to the writer: data, and that it was complete.
-enum Piece {
-    Data(Bytes),
-    Complete,
-}
-
-/// Passes the data on until the end that was announced.
-async fn forward(
-    chunks: &mut Streaming<own::RaftSnapshotChunk>,
-    data: mpsc::Sender<Piece>,
-) -> Result<(), Status> {
+    let about = meta.clone();
+    let created = snapshots.work(move |snapshots| snapshots.create(&about));
+    let mut writer = created.await.map_err(failed)?.map_err(failed)?;
+    let mut unfinished = Unfinished::new(snapshots, &writer);
     let mut total = 0;
     loop {
-        let piece = match next_part(chunks).await? {
-            Some(Part::Data(bytes)) => {
-                total += bytes.len() as u64;
-                Piece::Data(bytes)
+        match next_part(chunks).await? {
+            Some(Part::Data(data)) => {
+                total += data.len() as u64;
+                let written = snapshots.work(move |_| write(writer, &data));
+                writer = written.await.map_err(failed)?.map_err(failed)?;
             }
-            Some(Part::End(expected)) if expected == total => Piece::Complete,
+            Some(Part::End(expected)) if expected == total => {
+                let finished = snapshots.work(move |snapshots| snapshots.finish(writer, meta));
+                let file = finished.await.map_err(failed)?.map_err(failed)?;
+                unfinished.path = None;
+                return Ok(file);
+            }
             Some(Part::End(expected)) => {
                 return Err(Status::data_loss(format!(
                     "snapshot of {expected} bytes arrived with {total}"
@@ -151,11 +155,6 @@ async fn forward(
                 return Err(Status::invalid_argument("second snapshot header"));
             }
             None => return Err(Status::aborted("snapshot ended early")),
-        };
-        let complete = matches!(piece, Piece::Complete);
-        // A writer that is gone has an error to tell.
-        if data.send(piece).await.is_err() || complete {
-            return Ok(());
         }
     }
 }
@@ -166,27 +165,36 @@ pub(crate) async fn next_part(
     Ok(chunks.message().await?.and_then(|chunk| chunk.part))
 }
 
-/// Writes what arrives; `None` when it stopped before it was complete.
-fn write(
-    snapshots: &SnapshotStore,
-    meta: SnapshotMeta,
-    mut pieces: mpsc::Receiver<Piece>,
-) -> Result<Option<SnapshotFile>, StorageError> {
-    let mut writer = snapshots.create(&meta)?;
-    let path = writer.path().to_owned();
-    loop {
-        match pieces.blocking_recv() {
-            Some(Piece::Data(bytes)) => {
-                if let Err(error) = writer.write_all(&bytes) {
-                    snapshots.discard(&path);
-                    return Err(StorageError::io("write", &path)(error));
-                }
-            }
-            Some(Piece::Complete) => return snapshots.finish(writer, meta).map(Some),
-            None => {
-                snapshots.discard(&path);
-                return Ok(None);
-            }
+fn write(mut writer: SnapshotWriter, data: &[u8]) -> Result<SnapshotWriter, StorageError> {
+    match writer.write_all(data) {
+        Ok(()) => Ok(writer),
+        Err(error) => Err(StorageError::io("write", writer.path())(error)),
+    }
+}
+
+fn failed(error: StorageError) -> Status {
+    Status::internal(error.to_string())
+}
+
+/// Removes a file that does not become a snapshot, also when the sender goes away in the middle.
+struct Unfinished {
+    snapshots: Arc<SnapshotStore>,
+    path: Option<PathBuf>,
+}
+
+impl Unfinished {
+    fn new(snapshots: &Arc<SnapshotStore>, writer: &SnapshotWriter) -> Self {
+        Self {
+            snapshots: Arc::clone(snapshots),
+            path: Some(writer.path().to_owned()),
+        }
+    }
+}
+
+impl Drop for Unfinished {
+    fn drop(&mut self) {
+        if let Some(path) = &self.path {
+            self.snapshots.discard(path);
         }
     }
 }

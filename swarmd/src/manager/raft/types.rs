@@ -27,6 +27,7 @@ openraft::declare_raft_types!(
         R = Reply,
         NodeId = RaftId,
         Node = Member,
+        AsyncRuntime = super::runtime::Runtime,
 );
 
 pub(crate) type LogId = openraft::alias::LogIdOf<Types>;

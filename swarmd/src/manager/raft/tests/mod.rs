@@ -26,6 +26,7 @@ use openraft::vote::RaftLeaderId as _;
 use tokio::sync::Notify;
 
 use super::dir::RaftDir;
+use super::disk::Disk;
 use super::encryption::{Dek, DekRing};
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
@@ -140,6 +141,7 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
             addresses: Vec::new(),
         },
         state_dir: dir.to_owned(),
+        disk: Disk::Real,
         timing: Timing::default(),
         snapshots: SnapshotLimits::default(),
         seal: Seal::default(),
@@ -180,11 +182,11 @@ pub(super) async fn close(log: LogStore) {
 }
 
 pub(super) fn open(dir: &Path) -> RaftDir {
-    RaftDir::open(dir, 1, Seal::default()).unwrap()
+    RaftDir::open(&Disk::Real, (dir, Seal::default()), 1).unwrap()
 }
 
 pub(super) fn open_error(dir: &Path) -> String {
-    RaftDir::open(dir, 1, Seal::default())
+    RaftDir::open(&Disk::Real, (dir, Seal::default()), 1)
         .unwrap_err()
         .to_string()
 }

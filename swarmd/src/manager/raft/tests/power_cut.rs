@@ -150,7 +150,7 @@ fn check_cut(image: &[u8], cut: usize, acked: &[(usize, u64)], dek: &Dek) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log.redb");
     std::fs::write(&path, image).unwrap();
-    let opened = LogFile::open(&path, &ring(dek), Path::new("dek"));
+    let opened = LogFile::open(&super::Disk::Real, &path, (&ring(dek), Path::new("dek")));
     let (_, loaded) = opened.unwrap_or_else(|e| panic!("cut at step {cut}: {e}"));
     let durable = acked.iter().rfind(|(step, _)| *step <= cut);
     let found = loaded.last.map(|id| id.index);

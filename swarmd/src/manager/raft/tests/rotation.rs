@@ -50,7 +50,7 @@ fn copy(from: &Path) -> tempfile::TempDir {
 }
 
 fn open_with(dir: &Path, seal: &Seal) -> RaftDir {
-    RaftDir::open(dir, 1, seal.clone()).unwrap()
+    RaftDir::open(&super::Disk::Real, (dir, seal.clone()), 1).unwrap()
 }
 
 fn snapshot_text(dir: &RaftDir) -> String {
@@ -221,7 +221,7 @@ async fn a_power_cut_while_the_log_is_sealed_anew_loses_nothing() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("log.redb");
         std::fs::write(&path, image).unwrap();
-        let opened = LogFile::open(&path, &keys, Path::new("dek"));
+        let opened = LogFile::open(&super::Disk::Real, &path, (&keys, Path::new("dek")));
         let (file, loaded) = opened.unwrap_or_else(|e| panic!("cut at step {cut}: {e}"));
         assert_eq!(loaded.vote, Some(vote(3)));
         assert_eq!(file.read(0, 600, usize::MAX).unwrap(), all, "cut at {cut}");
@@ -236,7 +236,8 @@ async fn a_locked_directory_and_a_wrong_key_are_told() {
     close(open_with(dir.path(), &seal).log).await;
     let error = open_error(dir.path());
     assert!(error.contains("raft/dek is locked (sealed)"), "{error}");
-    let other = RaftDir::open(dir.path(), 1, Seal::unlocked(key(2))).unwrap_err();
+    let other =
+        RaftDir::open(&super::Disk::Real, (dir.path(), Seal::unlocked(key(2))), 1).unwrap_err();
     let other = other.to_string();
     assert!(other.contains("another unlock key"), "{other}");
     assert!(other.contains("since version 7"), "{other}");
@@ -247,7 +248,7 @@ async fn a_locked_directory_and_a_wrong_key_are_told() {
         let mut bytes = good.clone();
         bytes[at] ^= 0x02;
         std::fs::write(&path, bytes).unwrap();
-        let error = DekFile::read(&path, Seal::unlocked(key(1)));
+        let error = DekFile::read(&super::Disk::Real, &path, Seal::unlocked(key(1)));
         let error = error.unwrap_err().to_string();
         assert!(error.contains("raft/dek"), "{at}: {error}");
         assert!(!error.contains("another unlock key"), "{at}: {error}");
@@ -293,7 +294,11 @@ async fn a_member_takes_writes_while_keys_change() {
     assert_eq!(all.len(), 300);
     node.shutdown().await;
     for number in 1..=3 {
-        let error = RaftDir::open(dir.path(), 1, Seal::unlocked(key(number)));
+        let error = RaftDir::open(
+            &super::Disk::Real,
+            (dir.path(), Seal::unlocked(key(number))),
+            1,
+        );
         assert!(
             error
                 .unwrap_err()

@@ -34,7 +34,7 @@ fn read(store: &SnapshotStore) -> String {
 fn store(dir: &Path) -> SnapshotStore {
     // The same key each time.
     let dek = Dek::from_bytes(&[7; 32]).unwrap();
-    SnapshotStore::open(dir, &ring(&dek)).unwrap()
+    SnapshotStore::open(&Disk::Real, dir, &ring(&dek)).unwrap()
 }
 
 #[test]
