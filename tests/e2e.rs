@@ -7,6 +7,7 @@
 
 mod e2e {
     mod ansible;
+    mod autolock;
     mod certificates;
     mod chaos;
     mod debian;

@@ -7,10 +7,12 @@ use std::time::Duration;
 use swarm_proto::own::images_client::ImagesClient;
 use swarm_proto::own::operator_client::OperatorClient;
 use swarm_proto::pb;
+use swarm_proto::pb::ca_client::CaClient;
 use swarm_proto::pb::control_client::ControlClient;
 use swarm_proto::pb::watch_client::WatchClient;
 use tonic::Code;
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use crate::environment::Connector;
 use crate::error::Error;
@@ -24,6 +26,7 @@ const WRITE_ATTEMPTS: u32 = 5;
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
     control: ControlClient<Channel>,
+    ca: CaClient<Channel>,
     operator: OperatorClient<Channel>,
     images: ImagesClient<Channel>,
     watch: WatchClient<Channel>,
@@ -62,6 +65,7 @@ impl Client {
         Ok(Self {
             control: ControlClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
+            ca: CaClient::new(channel.clone()),
             operator: OperatorClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
             images: ImagesClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
@@ -255,6 +259,14 @@ impl Client {
             format!("get cluster {id}")
         })
         .map(|answer| answer.and_then(|answer| answer.cluster))
+    }
+
+    /// The key that unlocks managers; empty without autolock.
+    pub(crate) async fn get_unlock_key(&mut self) -> Result<Zeroizing<Vec<u8>>, Error> {
+        let request = self.request(pb::GetUnlockKeyRequest {});
+        let answer = self.ca.get_unlock_key(request).await;
+        let answer = answer.map_err(|status| Error::refused("get the unlock key", status))?;
+        Ok(Zeroizing::new(answer.into_inner().unlock_key))
     }
 
     /// Changes a node's spec; tries again when somebody else wrote in between. Answers `None` when

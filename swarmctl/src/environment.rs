@@ -3,16 +3,20 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
+use std::io::{self, BufRead as _, IsTerminal as _, Read as _};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tonic::transport::Channel;
+use zeroize::Zeroizing;
 
 use crate::clock::{Clock, SystemClock};
 
 /// A manager that answers nothing for so long has no quorum or hangs; the operator hears of it.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes of a secret that is read from stdin; an unlock key has 52.
+const SECRET_MAX: u64 = 4096;
 
 /// Variables, clock, connection and interrupt of one run.
 pub struct Environment {
@@ -24,6 +28,8 @@ pub struct Environment {
     pub connector: Connector,
     /// Ends when the operator presses Ctrl-C. Polled only while waiting for convergence.
     pub interrupt: Pin<Box<dyn Future<Output = ()> + Send>>,
+    /// Where a secret comes from that is asked for.
+    pub secret: Secret,
     /// How long one request may take; `None` waits forever (a simulation on virtual time).
     pub answer_timeout: Option<Duration>,
 }
@@ -35,6 +41,43 @@ pub enum Connector {
     Socket,
     /// A connection made by the caller; the socket options are not looked at.
     Channel(Channel),
+}
+
+/// Where a secret comes from that is asked for.
+#[derive(Clone)]
+pub enum Secret {
+    /// The terminal, without an echo; where stdin is none, its first line.
+    OfProcess,
+    /// It is here.
+    Given(Zeroizing<String>),
+}
+
+impl Secret {
+    /// Reads it; blocks. `prompt` is what a person is asked.
+    pub(crate) fn read(&self, prompt: &str) -> io::Result<Zeroizing<String>> {
+        match self {
+            Self::Given(secret) => Ok(secret.clone()),
+            Self::OfProcess if io::stdin().is_terminal() => {
+                let terminal = console::Term::stderr();
+                terminal.write_str(prompt)?;
+                terminal.read_secure_line().map(Zeroizing::new)
+            }
+            Self::OfProcess => {
+                let mut line = Zeroizing::new(String::new());
+                io::stdin().lock().take(SECRET_MAX).read_line(&mut line)?;
+                Ok(line)
+            }
+        }
+    }
+}
+
+impl fmt::Debug for Secret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OfProcess => "OfProcess",
+            Self::Given(_) => "Given(hidden)",
+        })
+    }
 }
 
 impl Environment {
@@ -54,6 +97,7 @@ impl Environment {
                     std::future::pending::<()>().await;
                 }
             }),
+            secret: Secret::OfProcess,
             answer_timeout: Some(ANSWER_TIMEOUT),
         }
     }
@@ -66,6 +110,7 @@ impl Environment {
             clock,
             connector: Connector::Channel(channel),
             interrupt: Box::pin(std::future::pending()),
+            secret: Secret::Given(Zeroizing::default()),
             answer_timeout: None,
         }
     }

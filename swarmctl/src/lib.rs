@@ -30,7 +30,7 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory as _, FromArgMatches as _};
 
 pub use clock::{Clock, SystemClock};
-pub use environment::{Connector, Environment};
+pub use environment::{Connector, Environment, Secret};
 pub use error::ExitCode;
 pub use terminal::{Capture, Stream, StreamKind, Terminal};
 

@@ -96,6 +96,7 @@ async fn a_missing_socket_is_named_with_the_way_out() {
         clock: Arc::new(SystemClock),
         connector: crate::Connector::Socket,
         interrupt: Box::pin(std::future::pending()),
+        secret: crate::Secret::OfProcess,
         answer_timeout: None,
     };
     let code = crate::run(words("swarmctl node ls"), environment, &mut terminal).await;
@@ -272,6 +273,7 @@ async fn a_swarmd_that_ends_before_it_answers_is_unreachable() {
         clock: Arc::new(SystemClock),
         connector: crate::Connector::Socket,
         interrupt: Box::pin(std::future::pending()),
+        secret: crate::Secret::OfProcess,
         answer_timeout: None,
     };
     let run = crate::run(words("swarmctl node ls"), environment, &mut terminal);
@@ -296,6 +298,37 @@ async fn a_manager_that_is_away_for_a_moment_ends_no_wait() {
     shell.state.lock().unwrap().away = u32::MAX;
     let (_, stderr, code) = shell.run("swarmctl service scale web=2").await;
     assert_eq!(code, ExitCode::Unreachable, "{stderr}");
+}
+
+#[tokio::test]
+async fn unlocking_gives_the_key_and_says_why_not() {
+    let shell = Shell::new().await;
+    let unlock = async |key: &str| {
+        let (mut terminal, stdout, stderr) = Terminal::captured();
+        let environment = Environment {
+            secret: crate::Secret::Given(key.to_owned().into()),
+            ..shell.environment()
+        };
+        let line = words("swarmctl cluster unlock");
+        let code = crate::run(line, environment, &mut terminal).await;
+        (stdout.take(), stderr.take(), code)
+    };
+    let (_, stderr, code) = unlock("SWMKEY-1-right").await;
+    assert_eq!(code, ExitCode::Refused);
+    assert_eq!(stderr, "swarmctl: unlock: this manager is not locked\n");
+    shell.state.lock().unwrap().locked = true;
+    let (_, stderr, code) = unlock("SWMKEY-1-wrong").await;
+    assert_eq!(code, ExitCode::Refused);
+    assert_eq!(
+        stderr,
+        "swarmctl: unlock: this key does not unlock this manager\n"
+    );
+    // With the newline that comes with a file.
+    let (stdout, stderr, code) = unlock("SWMKEY-1-right\n").await;
+    assert_eq!(code, ExitCode::Ok, "{stderr}");
+    assert_eq!(stdout, "this manager is unlocked, and starts\n");
+    let (stdout, _, _) = shell.run("swarmctl version").await;
+    assert!(stdout.contains(", locked)"), "{stdout}");
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
-use crate::ca::token::JoinToken;
+use crate::ca::token::{JoinToken, UnlockKey};
 
 /// SwarmKit's port.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -31,6 +31,8 @@ pub const TICK: Duration = Duration::from_millis(50);
     after_help = "Examples:\n  \
         swarmd --listen-remote-api 0.0.0.0:4242                        start a new cluster\n  \
         swarmd --join-addr 10.0.0.1:4242 --join-token SWMTKN-1-…       join one\n  \
+        swarmd --autolock                                              start one whose managers need a key to start again\n  \
+        swarmd --unlock-key-file /media/usb/swarm-key                  start a locked manager\n  \
         swarmd -d ./node-1 --listen-control-api ./node-1/swarm.sock --hostname node-1\n  \
         swarmd doctor                                                  say what this host lacks\n  \
         swarmd leave                                                   leave the cluster and empty this node\n\n\
@@ -96,10 +98,6 @@ pub enum Command {
 /// SwarmKit's flags for what this version has not got: told by name, rather than as unknown.
 #[derive(Debug, Clone, Default, Args)]
 struct Unserved {
-    #[arg(long, hide = true)]
-    autolock: bool,
-    #[arg(long, hide = true, value_name = "KEY", hide_env_values = true)]
-    unlock_key: Option<String>,
     #[arg(long, hide = true, value_name = "SPEC")]
     external_ca: Vec<String>,
     #[arg(long, hide = true, value_name = "ADDR")]
@@ -109,12 +107,6 @@ struct Unserved {
 impl Unserved {
     fn errors(&self) -> Vec<String> {
         let given = [
-            (self.autolock, "autolock", "managers are not locked"),
-            (
-                self.unlock_key.is_some(),
-                "unlock-key",
-                "managers are not locked",
-            ),
             (
                 !self.external_ca.is_empty(),
                 "external-ca",
@@ -173,6 +165,22 @@ struct Settings {
     #[arg(long, env = "SWARMD_FORCE_NEW_CLUSTER")]
     #[serde(default)]
     force_new_cluster: bool,
+    /// Where a cluster is founded: lock its managers, so that each needs the unlock key when it starts; later:
+    /// `swarmctl cluster update --autolock`
+    #[arg(long, env = "SWARMD_AUTOLOCK")]
+    #[serde(default)]
+    autolock: bool,
+    /// Key that unlocks this manager; without it a locked one waits for `swarmctl cluster unlock`
+    #[arg(
+        long,
+        env = "SWARMD_UNLOCK_KEY",
+        hide_env_values = true,
+        value_name = "KEY"
+    )]
+    unlock_key: Option<String>,
+    /// File that holds the unlock key, so that it shows in no process list
+    #[arg(long, env = "SWARMD_UNLOCK_KEY_FILE", value_name = "FILE")]
+    unlock_key_file: Option<String>,
     /// containerd's socket [default: unix:///run/containerd/containerd.sock]
     #[arg(long, env = "SWARMD_ENGINE_ADDR", value_name = "ADDR")]
     engine_addr: Option<String>,
@@ -283,6 +291,10 @@ pub struct Config {
     pub join_addr: Option<String>,
     /// A manager gives itself a new certificate.
     pub force_new_cluster: bool,
+    /// A cluster that is founded has locked managers.
+    pub autolock: bool,
+    /// What unlocks this manager.
+    pub unlock_key: Option<UnlockKey>,
     /// containerd's socket.
     pub engine_addr: String,
     /// containerd namespace; none derives it from the node id.
@@ -386,6 +398,8 @@ impl Settings {
         // One setting in two forms: which of them is given here decides.
         let has_token = self.join_token.is_some() || self.join_token_file.is_some();
         let token = |own: Option<String>, others| if has_token { own } else { others };
+        let has_key = self.unlock_key.is_some() || self.unlock_key_file.is_some();
+        let key = |own: Option<String>, others| if has_key { own } else { others };
         Self {
             log_level: self.log_level.or(other.log_level),
             log_format: self.log_format.or(other.log_format),
@@ -394,6 +408,9 @@ impl Settings {
             join_token_file: token(self.join_token_file, other.join_token_file),
             join_addr: self.join_addr.or(other.join_addr),
             force_new_cluster: self.force_new_cluster || other.force_new_cluster,
+            autolock: self.autolock || other.autolock,
+            unlock_key: key(self.unlock_key, other.unlock_key),
+            unlock_key_file: key(self.unlock_key_file, other.unlock_key_file),
             engine_addr: self.engine_addr.or(other.engine_addr),
             containerd_namespace: self.containerd_namespace.or(other.containerd_namespace),
             executor: self.executor.or(other.executor),

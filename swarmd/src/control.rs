@@ -79,6 +79,11 @@ async fn ask_health(socket: &Path) -> Result<String, String> {
 /// A node does its work where it has a manager to report to and, as a manager, knows the leader.
 fn judge(node: &own::LocalStatusResponse, leader: bool) -> Result<String, String> {
     let tasks = amount::count(node.tasks, "task");
+    if node.locked {
+        return Err(
+            "this manager is locked: run `swarmctl cluster unlock` on this host".to_owned(),
+        );
+    }
     if !leader {
         return Err(format!(
             "this manager knows no leader; {tasks} go on: see that more than half of the managers run, and reach each other"
@@ -122,6 +127,8 @@ mod tests {
                 .unwrap_err()
                 .starts_with("this manager knows no leader")
         );
+        node.locked = true;
+        assert!(judge(&node, false).unwrap_err().contains("is locked"));
     }
 
     #[tokio::test]

@@ -5,7 +5,7 @@
 //! - [`manager`]: one log, one writer, one pass. [`agent`]: runs the tasks it is given. They never
 //!   import each other: also on the same host they meet over gRPC.
 //! - [`images`]: this node's images, and what tags mean.
-//! - [`ca`]: identity, certificates, TLS. [`clock`]: the only clock.
+//! - [`ca`]: identity, certificates, TLS. [`seal`]: secrets on disk. [`clock`]: the only clock.
 //! - [`process`]: what a simulation needs to run several daemons in one thread.
 
 pub mod agent;
@@ -23,6 +23,7 @@ mod metrics;
 pub mod node;
 pub mod operator;
 pub mod process;
+pub mod seal;
 mod service_manager;
 pub mod state_dir;
 pub mod worker_api;

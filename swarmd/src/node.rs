@@ -7,9 +7,12 @@
 //!                  └─ found a cluster: raft first, certificate last
 //! ```
 //!
+//! Where a manager's identity is sealed it waits for the unlock key before all that (`locked`).
+//!
 //! Stopping (also by a crash) leaves containers running (promise P8). Leaving is another thing: an
 //! order over the control socket that empties the node.
 
+mod locked;
 mod running;
 
 use std::net::SocketAddr;
@@ -26,7 +29,7 @@ use tokio_util::sync::CancellationToken;
 use crate::agent::{Agent, AgentConfig, AgentStatus};
 use crate::ca::{
     ControlSocket, ExpiredCertificate, IdentityDir, JoinRequest, NodeIdentity, Renewer, Role,
-    SecurityConfig, join,
+    SecurityConfig, UnlockKey, fetch_sealing, join,
 };
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
@@ -34,9 +37,11 @@ use crate::images::{LocalImages, RegistryResolver};
 use crate::manager::raft::{Start, Timing};
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
+use crate::seal::{Seal, Sealing};
 use crate::state_dir::StateDir;
 use crate::worker_api::{self, AskManager};
 use crate::{executors, host, service_manager};
+use locked::Lock;
 use running::{End, Running, heed};
 
 /// Leave orders that wait while one is carried out.
@@ -104,9 +109,12 @@ pub enum NodeError {
 pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), NodeError> {
     host::raise_file_limit();
     let mut promoted = false;
+    // A key that was given once is not asked for again when only the role changes.
+    let seal = Seal::default();
     loop {
         // What runs is stopped by its own token: the node may go on after it.
-        let end = run_once(config.clone(), cancel.child_token(), promoted).await?;
+        let config = config.clone();
+        let end = run_once((config, seal.clone()), cancel.child_token(), promoted).await?;
         match end {
             End::Role(role) if !cancel.is_cancelled() => promoted = role == Role::Manager,
             End::Role(_) | End::Stopped | End::Left => return Ok(()),
@@ -116,18 +124,28 @@ pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), NodeEr
 
 /// Runs in one role.
 async fn run_once(
-    config: Config,
+    (config, seal): (Config, Seal),
     cancel: CancellationToken,
     promoted: bool,
 ) -> Result<End, NodeError> {
     let clock = Clock::real();
     let state = StateDir::open(&config.state_dir)?;
-    let socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
+    let mut socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
+    let lock = Lock {
+        state_dir: state.path().to_owned(),
+        hostname: host::hostname(&config),
+        seal: seal.clone(),
+        clock: clock.clone(),
+    };
+    let given = config.unlock_key.as_ref();
+    if !lock.opened(given, &mut socket, &cancel).await? {
+        return Ok(End::Stopped);
+    }
     // Joining waits for managers that may never answer.
     service_manager::status(
         "starting; waits for managers where this node is not in the cluster yet",
     );
-    let identity = cancel.run_until_cancelled(start_identity(&config, &state, &clock));
+    let identity = cancel.run_until_cancelled(start_identity(&config, (&state, &seal), &clock));
     let Some(known) = identity.await else {
         return Ok(End::Stopped);
     };
@@ -135,6 +153,7 @@ async fn run_once(
     let site = Site {
         config,
         state,
+        seal,
         clock,
         cancel,
         promoted,
@@ -151,6 +170,7 @@ async fn run_once(
 struct Site {
     config: Config,
     state: StateDir,
+    seal: Seal,
     clock: Clock,
     cancel: CancellationToken,
     /// This process ran the node as a worker before.
@@ -170,10 +190,10 @@ enum Known {
 
 async fn start_identity(
     config: &Config,
-    state: &StateDir,
+    (state, seal): (&StateDir, &Seal),
     clock: &Clock,
 ) -> Result<Known, NodeError> {
-    let dir = IdentityDir::new(state.path());
+    let dir = IdentityDir::sealed(state.path(), seal.clone());
     if let Some(identity) = known_identity(config, &dir, clock)? {
         state.end_bootstrap()?;
         return Ok(Known::Identity(identity));
@@ -188,7 +208,16 @@ async fn start_identity(
         let identity = join(&request, clock).await?;
         state.remember_manager(&join_to.addr)?;
         if identity.role() == Role::Manager {
+            // Its first secret is kept as the others keep theirs.
+            let addrs = std::slice::from_ref(&join_to.addr);
+            let sealing = fetch_sealing(&identity, addrs, clock).await;
+            seal.adopt(&sealing.map_err(crate::ca::JoinError::from)?);
             state.begin_join(&join_to.addr)?;
+        }
+        if config.autolock {
+            tracing::warn!(
+                "--autolock counts only where a cluster is founded; this one's setting stays as it is"
+            );
         }
         dir.store(&identity)?;
         return Ok(Known::Identity(identity));
@@ -288,6 +317,7 @@ async fn run_worker(
 ) -> Result<End, NodeError> {
     // What a manager that was demoted leaves behind.
     site.state.forget_manager()?;
+    site.seal.forget();
     let security = SecurityConfig::new(identity, site.clock.clone())?;
     let known = match &site.config.join_addr {
         Some(told) => Some(told.clone()),
@@ -324,6 +354,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
         Err(reason) => return Err(failed(reason)),
     };
     let (manager, identity) = start_manager(&site, known).await?;
+    let (seal, dir) = (site.seal.clone(), identity_dir(&site));
     let security = SecurityConfig::new(identity, clock)?;
     manager.secure(&security);
     let bound = listener.as_ref().and_then(|l| l.local_addr().ok());
@@ -348,18 +379,26 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     running.tell_ready(Role::Manager);
     let duties = manager.duties();
     running.tasks.spawn(duties.run(running.cancel.clone()));
+    let keeper = manager.keeper(seal, dir, Arc::clone(&running.renew_now));
+    running.tasks.spawn(keeper.run(running.cancel.clone()));
     let end = running.until_end(Some(&manager)).await;
     running.stop(Some(manager), end).await
+}
+
+fn identity_dir(site: &Site) -> IdentityDir {
+    IdentityDir::sealed(site.state.path(), site.seal.clone())
 }
 
 async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdentity), NodeError> {
     let Site {
         config,
         state,
+        seal,
         clock,
         cancel: _,
         promoted: _,
     } = site;
+    let mut unlock_key = None;
     let (node_id, start) = match &known {
         Known::Identity(identity) => (identity.node_id(), Start::Join),
         Known::Founder { node_id, .. } => (*node_id, Start::Found),
@@ -368,6 +407,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         Start::Found => {
             state.end_join()?;
             state.begin_bootstrap()?;
+            unlock_key = first_unlock_key(config, seal)?;
         }
         Start::Join if !state.has_raft() => begin_join(state, config)?,
         Start::Join => {}
@@ -384,6 +424,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         addresses: vec![addr],
         start,
         resolver: Arc::new(RegistryResolver(config.registries.clone())),
+        seal: seal.clone(),
     };
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match known {
@@ -395,18 +436,41 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             node_id,
             availability,
         } => {
-            let identity = bootstrap::found(manager.store(), clock, node_id, availability).await?;
-            IdentityDir::new(state.path()).store(&identity)?;
+            let founder = bootstrap::Founder {
+                node_id,
+                availability,
+                unlock_key,
+            };
+            let identity = bootstrap::found(manager.store(), clock, founder).await?;
+            identity_dir(site).store(&identity)?;
             state.end_bootstrap()?;
             tracing::info!(
                 cluster.id = %identity.cluster_id(),
                 node.id = %identity.node_id(),
                 "founded a cluster; `swarmctl cluster join-token worker` tells how nodes join it"
             );
+            if config.autolock {
+                tracing::warn!(
+                    "autolock is on: without its unlock key this manager can't be started again; show it with `swarmctl cluster unlock-key` and keep it somewhere else"
+                );
+            }
             identity
         }
     };
     Ok((manager, identity))
+}
+
+/// The key of a cluster that is founded with locked managers: before its first manager's first secret is written.
+fn first_unlock_key(config: &Config, seal: &Seal) -> Result<Option<UnlockKey>, NodeError> {
+    if !config.autolock {
+        return Ok(None);
+    }
+    let key = UnlockKey::generate().map_err(|error| NodeError::Refused(error.to_string()))?;
+    seal.adopt(&Sealing {
+        key: Some(key.clone()),
+        version: 0,
+    });
+    Ok(Some(key))
 }
 
 /// A manager without a log: it just joined or was promoted; or the log is lost, and then the others refuse it.
@@ -441,12 +505,21 @@ async fn start_anew(
         )));
     }
     let identity = bootstrap::reissue(manager.store(), &site.clock, old).await?;
-    IdentityDir::new(site.state.path()).store(&identity)?;
+    identity_dir(site).store(&identity)?;
     tracing::warn!(
         node.id = %identity.node_id(),
         "started the cluster anew with a new certificate; leave --force-new-cluster out from now on"
     );
     Ok(identity)
+}
+
+fn node_facts(identity: &NodeIdentity, hostname: String) -> NodeFacts {
+    NodeFacts {
+        id: identity.node_id().to_string(),
+        hostname,
+        os: "linux".to_owned(),
+        arch: agent_runtime::host::architecture().to_owned(),
+    }
 }
 
 /// Starts what every node has: the agent and the renewal of its certificate.
@@ -455,9 +528,11 @@ async fn start(
     security: SecurityConfig,
     managers: Vec<String>,
 ) -> Result<(Running, Ports), NodeError> {
+    let dir = identity_dir(&site);
     let Site {
         config,
         state,
+        seal: _,
         clock,
         cancel: asked,
         promoted: _,
@@ -474,12 +549,7 @@ async fn start(
     };
     let agent_config = AgentConfig {
         state_dir: state.path().to_owned(),
-        node: NodeFacts {
-            id: identity.node_id().to_string(),
-            hostname,
-            os: "linux".to_owned(),
-            arch: agent_runtime::host::architecture().to_owned(),
-        },
+        node: node_facts(&identity, hostname),
         executor: Arc::clone(&executor),
         connector: Arc::new(security.clone()),
         clock: clock.clone(),
@@ -497,9 +567,9 @@ async fn start(
     ));
     let renewer = Renewer {
         security: security.clone(),
-        dir: IdentityDir::new(state.path()),
+        dir,
         managers: managers.clone(),
-        renew_now,
+        renew_now: Arc::clone(&renew_now),
     };
     tasks.spawn(renewer.run(cancel.clone()));
     let ports = Ports {
@@ -520,6 +590,7 @@ async fn start(
         agent,
         executor,
         leave,
+        renew_now,
     };
     Ok((running, ports))
 }

@@ -7,7 +7,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
 use crate::agent::AgentStatus;
-use crate::ca::SecurityConfig;
+use crate::ca::{Role, SecurityConfig};
 use crate::manager::writer::Store;
 use crate::worker_api::AskManager;
 
@@ -106,6 +106,18 @@ impl Service for Operator {
             tasks: agent.tasks as u64,
             executor: self.facts.executor.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            locked: false,
+        }))
+    }
+
+    async fn unlock(
+        &self,
+        _: Request<own::UnlockRequest>,
+    ) -> Result<Response<own::UnlockResponse>, Status> {
+        let role = self.security.identity().role();
+        Err(Status::failed_precondition(match role {
+            Role::Manager => "this manager is not locked",
+            Role::Worker => "this node is a worker: only managers are ever locked",
         }))
     }
 

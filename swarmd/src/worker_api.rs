@@ -90,6 +90,13 @@ mod tests {
         ) -> Result<Response<own::LeaveResponse>, Status> {
             Err(Status::aborted("asked"))
         }
+
+        async fn unlock(
+            &self,
+            _: Request<own::UnlockRequest>,
+        ) -> Result<Response<own::UnlockResponse>, Status> {
+            Err(Status::aborted("asked"))
+        }
     }
 
     #[tokio::test]

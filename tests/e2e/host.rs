@@ -119,7 +119,7 @@ fn settings_are_checked_without_starting() {
         "--check-config",
         "--config",
         file.to_str().unwrap(),
-        "--autolock",
+        "--unlock-key=SWMKEY-1-x",
         "--listen-metrics=:9000",
     ];
     let (code, _, err) = text(&swarmd(&flags).output().unwrap());
@@ -127,7 +127,7 @@ fn settings_are_checked_without_starting() {
     for flag in [
         "listen-remote-api",
         "executor",
-        "autolock",
+        "unlock-key",
         "listen-metrics",
     ] {
         assert!(err.contains(&format!("--{flag}")), "{flag}: {err}");

@@ -39,7 +39,7 @@ fn managers(cluster: &Cluster, on: &str) -> Result<BTreeMap<String, String>, Str
 
 /// Waits until exactly these nodes are managers, all there and one of them leading; returns the leader.
 #[track_caller]
-fn wait_managers(cluster: &Cluster, on: &str, names: &[&str]) -> String {
+pub(super) fn wait_managers(cluster: &Cluster, on: &str, names: &[&str]) -> String {
     eventually(
         &format!("managers {names:?} as {on} shows them"),
         LIMIT,
@@ -62,7 +62,7 @@ fn wait_managers(cluster: &Cluster, on: &str, names: &[&str]) -> String {
 /// Runs swarmctl on a node until a leader has answered: while leadership changes hands a request is turned away, and it is
 /// the caller's to ask again.
 #[track_caller]
-fn persist(cluster: &Cluster, on: &str, arguments: &[&str]) -> Output {
+pub(super) fn persist(cluster: &Cluster, on: &str, arguments: &[&str]) -> Output {
     eventually(&format!("{arguments:?} on {on}"), LIMIT, || {
         let output = cluster.node(on).ctl(arguments);
         let output = output.map_err(|error| error.to_string())?;

@@ -71,10 +71,22 @@ impl Names {
     }
 }
 
-/// The text with digests and join tokens left out.
+/// The text with digests, join tokens and unlock keys left out.
 fn without_tokens(text: &str) -> String {
     let text = &without("sha256:", "<digest>", text);
-    without("SWMTKN-1-", "<digest>-<secret>", text)
+    let text = &without("SWMTKN-1-", "<digest>-<secret>", text);
+    let key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/');
+    let mut out = String::new();
+    for (at, part) in text.split("SWMKEY-1-").enumerate() {
+        match at {
+            0 => out.push_str(part),
+            _ => out.push_str(&format!(
+                "SWMKEY-1-<secret>{}",
+                part.trim_start_matches(key)
+            )),
+        }
+    }
+    out
 }
 
 /// The text with what follows each mark replaced.

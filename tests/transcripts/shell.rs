@@ -17,6 +17,7 @@ use swarm_proto::{own, pb};
 use swarmctl::{Environment, ExitCode, Terminal};
 use swarmd::images::LocalImages;
 use swarmd::manager::bootstrap;
+use swarmd::manager::caserver::CaServer;
 use swarmd::manager::controlapi::{ControlApi, Managers};
 use swarmd::manager::scheduler::explain::explain;
 use swarmd::manager::store::{Change, Entry};
@@ -64,10 +65,12 @@ impl Shell {
         let (hub, clock) = (world.log.hub.clone(), world.clock.clone());
         let world: Shared = Arc::new(Mutex::new(world));
         let store = Store::new(Arc::new(Door(Arc::clone(&world))), hub);
-        let active = pb::node_spec::Availability::Active;
-        bootstrap::found(&store, &clock, MANAGER, active)
-            .await
-            .unwrap();
+        let founder = bootstrap::Founder {
+            node_id: MANAGER,
+            availability: pb::node_spec::Availability::Active,
+            unlock_key: None,
+        };
+        bootstrap::found(&store, &clock, founder).await.unwrap();
         {
             let mut world = lock(&world);
             world.lead(0);
@@ -86,12 +89,14 @@ impl Shell {
             world.run_for(Duration::from_secs(2));
         }
         let here = Arc::new(Mutex::new(MANAGER));
+        let ca = CaServer::new(store.clone(), clock.clone(), Arc::new(OneManager));
         let api = ControlApi::new(store, clock, Arc::new(OneManager));
         let local = Local(Arc::clone(&world), Arc::clone(&here));
         let mut servers = JoinSet::new();
         let of_manager = Routes::default()
             .add_service(pb::control_server::ControlServer::new(api.clone()))
             .add_service(pb::watch_server::WatchServer::new(api))
+            .add_service(pb::ca_server::CaServer::new(ca))
             .add_service(OperatorServer::new(local.clone()))
             .add_service(images().into_server());
         let (_, known) = watch::channel(vec![MANAGER_ADDR.to_owned()]);
@@ -345,6 +350,13 @@ impl Operator for Local {
             removed_tasks: world.leave(here),
             acknowledged: true,
         }))
+    }
+
+    async fn unlock(
+        &self,
+        _: Request<own::UnlockRequest>,
+    ) -> Result<Response<own::UnlockResponse>, Status> {
+        Err(Status::failed_precondition("this manager is not locked"))
     }
 }
 

@@ -20,7 +20,27 @@ pub(crate) enum Cluster {
         showing: Showing,
     },
     /// Change the cluster's settings; only what is given changes
+    #[command(after_help = "\
+Examples:
+  swarmctl cluster update --taskhistory 3 --certexpiry 720h
+  swarmctl cluster update --autolock              (managers need the unlock key when they start)
+  swarmctl cluster update --autolock=false        (they need none any more)")]
     Update(UpdateCluster),
+    /// Print the key that unlocks managers, where autolock is on
+    #[command(after_help = "\
+Examples:
+  swarmctl cluster unlock-key
+  swarmctl cluster unlock-key --quiet > /media/usb/swarm-key
+  swarmctl cluster unlock-key --rotate            (managers that are down still need the old key once)")]
+    UnlockKey(UnlockKey),
+    /// Unlock the manager on this host
+    #[command(after_help = "\
+The key is asked for, and not shown while it is typed; where stdin is no terminal its first line is the key.
+
+Examples:
+  swarmctl cluster unlock
+  swarmctl cluster unlock < /media/usb/swarm-key")]
+    Unlock,
     /// Print the command that joins a host to the cluster
     #[command(after_help = "\
 Examples:
@@ -51,6 +71,28 @@ pub(crate) struct UpdateCluster {
     /// Replace the join token of a role
     #[arg(long, value_name = "ROLE")]
     pub(crate) rotate_join_token: Option<JoinRole>,
+    /// Replace the key that unlocks managers
+    #[arg(long)]
+    pub(crate) rotate_unlock_key: bool,
+    /// Lock managers: one that starts needs the unlock key
+    #[arg(
+        long,
+        value_name = "BOOL",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    pub(crate) autolock: Option<bool>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct UnlockKey {
+    /// Replace the key first
+    #[arg(long)]
+    pub(crate) rotate: bool,
+    /// Print only the key
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Args, Debug)]

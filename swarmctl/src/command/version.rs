@@ -39,6 +39,7 @@ pub(super) async fn run(
                 executor
                     .map(|executor| format!("executor {executor}"))
                     .unwrap_or_default(),
+                if status.locked { "locked" } else { "" }.to_owned(),
             ];
             // A node that is still starting does not know all of it.
             let about: Vec<String> = about.into_iter().filter(|part| !part.is_empty()).collect();

@@ -9,3 +9,4 @@ pub(crate) mod show;
 pub(crate) mod table;
 pub(crate) mod template;
 pub(crate) mod time;
+pub(crate) mod unlock_key;

@@ -51,6 +51,8 @@ pub(super) struct State {
     /// Counts of tasks to answer with UNAVAILABLE.
     pub(super) away: u32,
     pub(super) made: u64,
+    /// This manager waits for its unlock key.
+    pub(super) locked: bool,
 }
 
 pub(super) type Shared = Arc<Mutex<State>>;
@@ -497,12 +499,14 @@ impl Operator for Control {
         &self,
         _: Request<own::LocalStatusRequest>,
     ) -> Result<Response<own::LocalStatusResponse>, Status> {
+        let state = self.0.lock().unwrap();
         Ok(Response::new(own::LocalStatusResponse {
-            node_id: self.0.lock().unwrap().nodes[0].id.clone(),
+            node_id: state.nodes[0].id.clone(),
             hostname: "manager-1".to_owned(),
             role: "manager".to_owned(),
             executor: "simulated".to_owned(),
             version: "0.1.0".to_owned(),
+            locked: state.locked,
             ..Default::default()
         }))
     }
@@ -520,6 +524,18 @@ impl Operator for Control {
             removed_tasks: 1,
             acknowledged: false,
         }))
+    }
+
+    async fn unlock(
+        &self,
+        request: Request<own::UnlockRequest>,
+    ) -> Result<Response<own::UnlockResponse>, Status> {
+        match request.into_inner().unlock_key.as_str() {
+            "SWMKEY-1-right" => Ok(Response::new(own::UnlockResponse {})),
+            _ => Err(Status::failed_precondition(
+                "this key does not unlock this manager",
+            )),
+        }
     }
 }
 

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use swarm_proto::pb;
+use swarm_proto::pb::ca_client::CaClient;
 use swarm_proto::pb::issuance_status::State;
 use swarm_proto::pb::node_ca_client::NodeCaClient;
 use swarm_proto::pb::node_spec::Availability;
@@ -20,8 +21,10 @@ use super::connect::{self, CA_RPC_TIMEOUT};
 use super::connect_error::{ConnectError, refused};
 use super::identity::{IdentityError, NodeIdentity};
 use super::root;
-use super::token::JoinToken;
+use super::tls::{SecurityConfig, TlsError};
+use super::token::{JoinToken, UnlockKey};
 use crate::clock::{Clock, Monotonic};
+use crate::seal::Sealing;
 
 /// Rounds over all given addresses before joining is given up; SwarmKit's number.
 const ROUNDS: u32 = 5;
@@ -99,6 +102,14 @@ pub enum RenewError {
     /// No randomness for a key.
     #[error("can't make a key: {0}")]
     Key(#[from] rcgen::Error),
+    /// The certificate can't be shown.
+    #[error(transparent)]
+    Tls(#[from] TlsError),
+    /// What the managers gave to seal this one's keys with.
+    #[error(
+        "the managers gave an unlock key that is none: it has {0} bytes; rotate it with `swarmctl cluster unlock-key --rotate`"
+    )]
+    UnlockKey(usize),
 }
 
 /// Joins the cluster of the token and returns the new identity, which is not on disk yet.
@@ -181,6 +192,66 @@ pub async fn renew(
         });
     }
     Ok(renewed)
+}
+
+/// How a new manager's secrets are to be kept, which it has to know before it writes the first one: asked of the managers
+/// at `addrs`, with its new identity.
+///
+/// # Errors
+/// When none of them says so, or what they say can't be used.
+pub(crate) async fn fetch_sealing(
+    identity: &NodeIdentity,
+    addrs: &[String],
+    clock: &Clock,
+) -> Result<Sealing, RenewError> {
+    let security = SecurityConfig::new(identity.clone(), clock.clone())?;
+    let mut last = RenewError::Connect(ConnectError::Transport {
+        addr: "the managers".into(),
+        reason: "no manager is known".into(),
+    });
+    for round in 0..ROUNDS {
+        if round > 0 {
+            clock.sleep(ROUND_PAUSE).await;
+        }
+        for addr in addrs {
+            match sealing_at(addr, &security, clock).await {
+                Ok(sealing) => return Ok(sealing),
+                Err(error) => last = error,
+            }
+        }
+    }
+    Err(last)
+}
+
+async fn sealing_at(
+    addr: &str,
+    security: &SecurityConfig,
+    clock: &Clock,
+) -> Result<Sealing, RenewError> {
+    let mut client = CaClient::new(connect::connect(addr, security).await?);
+    let asked = client.get_unlock_key(pb::GetUnlockKeyRequest {});
+    let answer = match clock.timeout(CA_RPC_TIMEOUT, asked).await {
+        Ok(Ok(answer)) => answer.into_inner(),
+        Ok(Err(status)) => return Err(refused(addr, &status).into()),
+        Err(elapsed) => {
+            return Err(RenewError::Connect(ConnectError::Timeout {
+                addr: addr.to_owned(),
+                limit: elapsed.0,
+            }));
+        }
+    };
+    let bytes = Zeroizing::new(answer.unlock_key);
+    let key = match bytes.len() {
+        0 => None,
+        len => Some(UnlockKey::from_bytes(&bytes).ok_or(RenewError::UnlockKey(len))?),
+    };
+    Ok(Sealing {
+        key,
+        version: answer
+            .version
+            .map(|version| version.index)
+            .unwrap_or_default(),
+    })
 }
 
 /// A key that waits for its certificate.

@@ -6,7 +6,7 @@
 //! - Certificate and key are two files that change together. Both new texts are on disk as dot-files
 //!   before the first rename, the certificate is renamed first, and a start that finds the new
 //!   certificate beside the old key finishes the rename. At no point is the pair lost.
-//! - The key is readable by its owner only.
+//! - The key is readable by its owner only. A manager's is sealed as its [`Seal`] says; a worker's is plain text.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Write as _};
@@ -18,11 +18,15 @@ use zeroize::Zeroizing;
 
 use super::identity::{IdentityError, NodeIdentity};
 use super::x509::{self, MAX_PEM_BYTES, PemProblem};
+use super::{PeerIdentity, Role};
+use crate::seal::{Envelope, Held, OpenError, Seal};
 
 const DIR: &str = "certificates";
 const ROOT_CERT: &str = "swarm-root-ca.crt";
 const NODE_CERT: &str = "swarm-node.crt";
 const NODE_KEY: &str = "swarm-node.key";
+/// The first word of a node key's file that is sealed.
+const KEY_MAGIC: &str = "swarm-node-key-1";
 
 /// The way out that all errors of this directory share.
 const REJOIN: &str = "restore the certificates directory from a backup, or move it away and join \
@@ -98,6 +102,20 @@ pub enum StateFileError {
         /// From when it is valid, and what time it is.
         reason: String,
     },
+    /// Sealed, and there is no key.
+    #[error("{} is sealed by the cluster's unlock key: this manager is locked; run `swarmctl cluster unlock` on this host", path.display())]
+    Locked {
+        /// The key file.
+        path: PathBuf,
+    },
+    /// Sealed for another key than the one that was given.
+    #[error("{}: {reason}; a manager that was down while the key was rotated is unlocked by the key from before", path.display())]
+    OtherKey {
+        /// The key file.
+        path: PathBuf,
+        /// Which one it is sealed for.
+        reason: String,
+    },
     /// Reading failed.
     #[error("can't read {}: {source}; check its permissions and the disk", path.display())]
     Read {
@@ -120,15 +138,28 @@ pub enum StateFileError {
 #[derive(Debug, Clone)]
 pub struct IdentityDir {
     dir: PathBuf,
+    seal: Seal,
 }
 
 impl IdentityDir {
-    /// Below this state directory. Nothing is touched yet.
+    /// Below this state directory, its key in plain text. Nothing is touched yet.
     #[must_use]
     pub fn new(state_dir: &Path) -> Self {
+        Self::sealed(state_dir, Seal::default())
+    }
+
+    /// Below this state directory, a manager's key sealed as `seal` says. Nothing is touched yet.
+    #[must_use]
+    pub fn sealed(state_dir: &Path, seal: Seal) -> Self {
         Self {
             dir: state_dir.join(DIR),
+            seal,
         }
+    }
+
+    /// How a manager's key is kept.
+    pub(crate) fn seal(&self) -> &Seal {
+        &self.seal
     }
 
     /// The directory itself.
@@ -147,6 +178,7 @@ impl IdentityDir {
         now: Timestamp,
         expired: ExpiredCertificate,
     ) -> Result<Option<NodeIdentity>, StateFileError> {
+        let mut held = self.seal.hold();
         let root = self.read(ROOT_CERT)?;
         let cert = self.read(NODE_CERT)?;
         let key = self.read(NODE_KEY)?;
@@ -156,18 +188,111 @@ impl IdentityDir {
             (_, None, Some(_)) => return Err(self.missing(NODE_CERT, NODE_KEY)),
             // A first store that was interrupted: the key is beside its place.
             (Some(root), Some(cert), None) if self.pending(NODE_KEY).exists() => {
-                let identity = self.finish_replacement(&cert, &root)?;
+                let identity = self.finish_replacement(&mut held, (&cert, &root))?;
                 return self.in_time(identity, now, expired);
             }
             (_, Some(_), None) => return Err(self.missing(NODE_KEY, NODE_CERT)),
             (None, Some(_), Some(_)) => return Err(self.missing(ROOT_CERT, NODE_CERT)),
         };
         self.restrict_key()?;
+        let key = match self.open_key(&mut held, NODE_KEY, key) {
+            Ok(key) => key,
+            // A manager that was demoted: its new key, in plain text, may be beside the one that is sealed.
+            Err(locked) => match self.finish_replacement(&mut held, (&cert, &root)) {
+                Ok(identity) => return self.in_time(identity, now, expired),
+                Err(_) => return Err(locked),
+            },
+        };
         let identity = match NodeIdentity::from_pem(&cert, &key, &root) {
-            Err(IdentityError::KeyMismatch) => self.finish_replacement(&cert, &root)?,
+            Err(IdentityError::KeyMismatch) => {
+                self.finish_replacement(&mut held, (&cert, &root))?
+            }
             other => other.map_err(|e| self.explain(e))?,
         };
+        // What an interrupted renewal left would otherwise stay in plain text when the key is sealed.
+        for name in [NODE_KEY, NODE_CERT] {
+            self.remove(&self.pending(name))?;
+        }
         self.in_time(identity, now, expired)
+    }
+
+    /// The PEM text of a key file, unsealed if need be.
+    fn open_key(
+        &self,
+        held: &mut Held<'_>,
+        name: &str,
+        text: Zeroizing<String>,
+    ) -> Result<Zeroizing<String>, StateFileError> {
+        if !Envelope::is_one(KEY_MAGIC, &text) {
+            return Ok(text);
+        }
+        let path = self.dir.join(name);
+        let corrupted = |problem: String| StateFileError::Content {
+            path: path.clone(),
+            problem: PemProblem::Corrupted(problem),
+        };
+        let envelope = Envelope::parse(KEY_MAGIC, &text);
+        let envelope = envelope.map_err(|error| corrupted(error.to_string()))?;
+        let secret = held.open(&envelope).map_err(|error| match error {
+            OpenError::Locked => StateFileError::Locked { path: path.clone() },
+            OpenError::OtherKey(_) => StateFileError::OtherKey {
+                path: path.clone(),
+                reason: error.to_string(),
+            },
+            OpenError::Damaged(problem) => corrupted(problem.to_string()),
+        })?;
+        let pem = std::str::from_utf8(&secret).map_err(|_| corrupted("it is not text".into()))?;
+        Ok(Zeroizing::new(pem.to_owned()))
+    }
+
+    /// The content of the key file for an identity's key.
+    fn key_text(
+        &self,
+        held: &Held<'_>,
+        role: Role,
+        pem: &str,
+    ) -> Result<Zeroizing<String>, StateFileError> {
+        if role == Role::Worker || held.slots().is_empty() {
+            return Ok(Zeroizing::new(pem.to_owned()));
+        }
+        let sealed = Envelope::seal(KEY_MAGIC, pem.as_bytes(), held.slots());
+        let sealed = sealed.map_err(|error| StateFileError::Write {
+            path: self.dir.join(NODE_KEY),
+            source: io::Error::other(error),
+        })?;
+        Ok(Zeroizing::new(sealed.text()))
+    }
+
+    /// Brings a manager's key file in line with what it is to be sealed for now.
+    ///
+    /// # Errors
+    /// When it can't be read, opened or written; the file is then as it was.
+    pub(crate) fn reseal(&self) -> Result<(), StateFileError> {
+        let mut held = self.seal.hold();
+        let Some(text) = self.read(NODE_KEY)? else {
+            return Ok(());
+        };
+        let sealed = Envelope::parse(KEY_MAGIC, &text).ok();
+        let as_wanted = match &sealed {
+            Some(envelope) => envelope.is_for(held.slots()),
+            None => held.slots().is_empty(),
+        };
+        if as_wanted {
+            return Ok(());
+        }
+        let pem = self.open_key(&mut held, NODE_KEY, text)?;
+        // Of a certificate that can't be read nothing is known, and then nothing is laid open.
+        let role = self.certified().map_or(Role::Manager, |peer| peer.role);
+        let text = self.key_text(&held, role, &pem)?;
+        self.replace(NODE_KEY, &text, 0o600)
+    }
+
+    /// Whom the certificate on disk names, whatever has become of its key; `None` without one that can be read.
+    #[must_use]
+    pub fn certified(&self) -> Option<PeerIdentity> {
+        let cert = self.read(NODE_CERT).ok().flatten()?;
+        let chain = x509::certs_from_pem(cert.as_bytes()).ok()?;
+        PeerIdentity::from_der(chain.first()?).ok()
     }
 
     fn in_time(
@@ -206,9 +331,11 @@ impl IdentityDir {
     /// # Errors
     /// [`StateFileError::Write`]; the old identity is then still the one on disk.
     pub fn store(&self, identity: &NodeIdentity) -> Result<(), StateFileError> {
+        let held = self.seal.hold();
         self.create_dir()?;
         self.replace(ROOT_CERT, identity.root_pem(), 0o644)?;
-        self.prepare(NODE_KEY, identity.key_pem(), 0o600)?;
+        let key = self.key_text(&held, identity.role(), identity.key_pem())?;
+        self.prepare(NODE_KEY, &key, 0o600)?;
         self.prepare(NODE_CERT, identity.cert_pem(), 0o644)?;
         self.sync_dir()?;
         self.commit(NODE_CERT)?;
@@ -231,12 +358,7 @@ impl IdentityDir {
     pub fn clear(&self) -> Result<(), StateFileError> {
         for name in [NODE_KEY, NODE_CERT, ROOT_CERT] {
             for path in [self.dir.join(name), self.pending(name)] {
-                match fs::remove_file(&path) {
-                    Err(source) if source.kind() != io::ErrorKind::NotFound => {
-                        return Err(StateFileError::Write { path, source });
-                    }
-                    Ok(()) | Err(_) => {}
-                }
+                self.remove(&path)?;
             }
         }
         if self.dir.exists() {
@@ -246,13 +368,30 @@ impl IdentityDir {
         }
     }
 
+    /// Removes a file; one that is gone already is fine.
+    fn remove(&self, path: &Path) -> Result<(), StateFileError> {
+        match fs::remove_file(path) {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(StateFileError::Write {
+                path: path.to_owned(),
+                source,
+            }),
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
     /// The certificate was replaced and the key was not: the other half is waiting beside it.
-    fn finish_replacement(&self, cert: &str, root: &str) -> Result<NodeIdentity, StateFileError> {
+    fn finish_replacement(
+        &self,
+        held: &mut Held<'_>,
+        (cert, root): (&str, &str),
+    ) -> Result<NodeIdentity, StateFileError> {
         let mismatch = || self.explain(IdentityError::KeyMismatch);
         let path = self.pending(NODE_KEY);
         let key = read_limited(&path)
             .map_err(|_| mismatch())?
             .ok_or_else(mismatch)?;
+        // Of a key that is locked nobody knows whether it fits.
+        let key = self.open_key(held, &format!(".{NODE_KEY}.new"), key)?;
         let identity = NodeIdentity::from_pem(cert, &key, root).map_err(|_| mismatch())?;
         self.commit(NODE_KEY)?;
         tracing::info!(file = %self.dir.join(NODE_KEY).display(), "finished writing a certificate that was interrupted");
@@ -421,7 +560,7 @@ fn read_limited(path: &Path) -> Result<Option<Zeroizing<String>>, StateFileError
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::Role;
+    use crate::ca::UnlockKey;
     use crate::ca::testing::{NOW, TestCa};
     use std::time::Duration;
 
@@ -574,11 +713,105 @@ mod tests {
         f.dir.prepare(NODE_KEY, new.key_pem(), 0o600).unwrap();
         f.dir.prepare(NODE_CERT, new.cert_pem(), 0o644).unwrap();
         assert_eq!(f.load().unwrap().unwrap().cert_pem(), old.cert_pem());
+        assert!(!f.dir.pending(NODE_KEY).exists(), "no key is left behind");
         // Crash between the renames: the new pair is completed.
+        f.dir.prepare(NODE_KEY, new.key_pem(), 0o600).unwrap();
+        f.dir.prepare(NODE_CERT, new.cert_pem(), 0o644).unwrap();
         f.dir.commit(NODE_CERT).unwrap();
         assert_eq!(f.load().unwrap().unwrap().cert_pem(), new.cert_pem());
         assert_eq!(fs::read_to_string(f.file(NODE_KEY)).unwrap(), new.key_pem());
         assert_eq!(f.load().unwrap().unwrap().role(), Role::Manager);
+    }
+
+    fn key(number: u8) -> UnlockKey {
+        UnlockKey::from_bytes(&[number; 32]).unwrap()
+    }
+
+    /// The same files, for a process that has this unlock key.
+    fn with_key(f: &Fixture, seal: Seal) -> IdentityDir {
+        IdentityDir::sealed(f.dir.path().parent().unwrap(), seal)
+    }
+
+    #[test]
+    fn a_managers_key_is_sealed_and_a_workers_is_not() {
+        let f = fixture();
+        let dir = with_key(&f, Seal::unlocked(key(1)));
+        let load = |dir: &IdentityDir| dir.load(NOW, ExpiredCertificate::Refuse);
+        let (manager, worker) = (
+            f.ca.identity(5, Role::Manager),
+            f.ca.identity(5, Role::Worker),
+        );
+        dir.store(&manager).unwrap();
+        let text = fs::read_to_string(f.file(NODE_KEY)).unwrap();
+        assert!(!text.contains("PRIVATE KEY"), "{text}");
+        assert_eq!(
+            load(&dir).unwrap().unwrap().key_pem(),
+            manager.key_pem(),
+            "it comes back"
+        );
+        assert!(matches!(f.error(), StateFileError::Locked { .. }));
+        let other = load(&with_key(&f, Seal::unlocked(key(2)))).unwrap_err();
+        assert!(matches!(other, StateFileError::OtherKey { .. }), "{other}");
+        assert_eq!(f.dir.certified().as_ref(), Some(manager.as_peer()));
+
+        // Demoted.
+        dir.store(&worker).unwrap();
+        assert_eq!(f.load().unwrap().unwrap().role(), Role::Worker);
+
+        // Truncated, or changed where it is sealed: damage, and no matter of keys.
+        dir.store(&manager).unwrap();
+        let good = fs::read(f.file(NODE_KEY)).unwrap();
+        for at in [20, good.len() / 2, good.len() - 2] {
+            let mut bytes = good.clone();
+            bytes[at] ^= 1;
+            for bytes in [&bytes[..], &good[..at]] {
+                fs::write(f.file(NODE_KEY), bytes).unwrap();
+                let error = load(&dir).unwrap_err();
+                assert!(matches!(error, StateFileError::Content { .. }), "{error}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_change_of_role_that_was_cut_off_is_finished_with_the_right_key() {
+        for (before, after) in [(Role::Manager, Role::Worker), (Role::Worker, Role::Manager)] {
+            let f = fixture();
+            let dir = with_key(&f, Seal::unlocked(key(1)));
+            dir.store(&f.ca.identity(5, before)).unwrap();
+            let new = f.ca.identity(5, after);
+            let text = dir.key_text(&dir.seal.hold(), after, new.key_pem());
+            dir.prepare(NODE_KEY, &text.unwrap(), 0o600).unwrap();
+            dir.prepare(NODE_CERT, new.cert_pem(), 0o644).unwrap();
+            dir.commit(NODE_CERT).unwrap();
+            if after == Role::Manager {
+                assert!(matches!(f.error(), StateFileError::Locked { .. }));
+                let loaded = dir.load(NOW, ExpiredCertificate::Refuse);
+                assert_eq!(loaded.unwrap().unwrap().key_pem(), new.key_pem());
+            } else {
+                // A worker is never locked.
+                assert_eq!(f.load().unwrap().unwrap().key_pem(), new.key_pem());
+            }
+        }
+    }
+
+    #[test]
+    fn resealing_writes_what_is_wanted_and_only_then() {
+        let f = fixture();
+        let seal = Seal::default();
+        let dir = with_key(&f, seal.clone());
+        let manager = f.ca.identity(5, Role::Manager);
+        dir.store(&manager).unwrap();
+        let loaded = || dir.load(NOW, ExpiredCertificate::Refuse).unwrap().unwrap();
+        for (number, version) in [(Some(1), 10), (Some(2), 20), (None, 30)] {
+            let key = number.map(key);
+            let wish = crate::seal::Sealing { key, version };
+            seal.change(&wish, || dir.reseal()).unwrap();
+            let written = fs::read(f.file(NODE_KEY)).unwrap();
+            dir.reseal().unwrap();
+            assert_eq!(fs::read(f.file(NODE_KEY)).unwrap(), written);
+            assert_eq!(loaded().key_pem(), manager.key_pem());
+            assert_eq!(f.load().is_ok(), number.is_none());
+        }
     }
 
     #[test]

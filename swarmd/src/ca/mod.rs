@@ -44,6 +44,7 @@ mod handshake_tests;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use client::fetch_sealing;
 pub use client::{JoinError, JoinRequest, RenewError, join, renew, renewal_time};
 pub use connect::{connect, connect_lazy, fetch_root};
 pub use connect_error::ConnectError;

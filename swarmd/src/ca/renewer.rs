@@ -12,7 +12,8 @@ use ring::rand::SecureRandom as _;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::client::{RenewError, renew, renewal_time};
+use super::Role;
+use super::client::{RenewError, fetch_sealing, renew, renewal_time};
 use super::connect;
 use super::connect_error::ConnectError;
 use super::identity::NodeIdentity;
@@ -82,6 +83,14 @@ impl Renewer {
             .renew_anywhere(identity)
             .await
             .map_err(|e| e.to_string())?;
+        if (identity.role(), renewed.role()) == (Role::Worker, Role::Manager) {
+            // A manager's key is sealed from the first time that it is written.
+            let addrs = self.managers.borrow().clone();
+            let sealing = fetch_sealing(&renewed, &addrs, self.security.clock()).await;
+            self.dir
+                .seal()
+                .adopt(&sealing.map_err(|error| error.to_string())?);
+        }
         let (dir, to_store) = (self.dir.clone(), renewed.clone());
         tokio::task::spawn_blocking(move || dir.store(&to_store))
             .await

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 
 use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings, images};
-use crate::ca::token::JoinToken;
+use crate::ca::token::{JoinToken, UnlockKey};
 
 /// Collects mistakes while values are checked.
 #[derive(Debug)]
@@ -112,6 +112,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         ));
     }
     let join = check_join(&mut c, &s);
+    let unlock_key = check_unlock_key(&mut c, &s);
     let engine_labels = check_labels(&mut c, &s.engine_label);
     let state_dir = PathBuf::from(s.state_dir.unwrap_or_else(|| "/var/lib/swarmd".to_owned()));
     let control = s
@@ -127,6 +128,8 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         join,
         join_addr: s.join_addr,
         force_new_cluster: s.force_new_cluster,
+        autolock: s.autolock,
+        unlock_key,
         engine_addr,
         containerd_namespace: namespace,
         executor,
@@ -146,22 +149,9 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
 }
 
 fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
-    let token = match (&s.join_token, &s.join_token_file) {
-        (Some(_), Some(_)) => {
-            c.errors
-                .push("--join-token and --join-token-file: give one of them".to_owned());
-            return None;
-        }
-        (Some(token), None) => Some(token.clone()),
-        (None, Some(file)) => match std::fs::read_to_string(file) {
-            Ok(text) => Some(text),
-            Err(e) => {
-                c.errors
-                    .push(format!("--join-token-file {file}: can't be read: {e}"));
-                return None;
-            }
-        },
-        (None, None) => None,
+    let token = match secret(c, "join-token", (&s.join_token, &s.join_token_file)) {
+        Ok(token) => token,
+        Err(Noted) => return None,
     };
     let parsed = token.map(|t| t.trim().parse::<JoinToken>());
     let token = match parsed {
@@ -190,6 +180,43 @@ fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
             None
         }
         (Some(_) | None, None) | (None, Some(_)) => None,
+    }
+}
+
+/// A mistake that is noted already.
+struct Noted;
+
+/// The text of a secret that is given itself, or in a file.
+fn secret(
+    c: &mut Check,
+    flag: &str,
+    given: (&Option<String>, &Option<String>),
+) -> Result<Option<String>, Noted> {
+    match given {
+        (Some(_), Some(_)) => {
+            c.errors
+                .push(format!("--{flag} and --{flag}-file: give one of them"));
+            Err(Noted)
+        }
+        (Some(text), None) => Ok(Some(text.clone())),
+        (None, Some(file)) => std::fs::read_to_string(file).map(Some).map_err(|e| {
+            c.errors
+                .push(format!("--{flag}-file {file}: can't be read: {e}"));
+            Noted
+        }),
+        (None, None) => Ok(None),
+    }
+}
+
+fn check_unlock_key(c: &mut Check, s: &Settings) -> Option<UnlockKey> {
+    let text = secret(c, "unlock-key", (&s.unlock_key, &s.unlock_key_file)).ok()??;
+    match text.parse() {
+        Ok(key) => Some(key),
+        // The value is a secret: the message names the flag alone.
+        Err(error) => {
+            c.errors.push(format!("--unlock-key: {error}"));
+            None
+        }
     }
 }
 

@@ -8,11 +8,12 @@ use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::pb;
 use swarm_proto::time::{Timestamp, duration_to_wire};
 
+use super::autolock;
 use super::caserver::{new_node, sign};
 use super::store::{Change, Cluster, Meta};
 use super::writer::Store;
 use crate::ca::root::new_key_and_csr;
-use crate::ca::{JoinToken, NodeIdentity, NodeSubject, Role, RootCa};
+use crate::ca::{JoinToken, NodeIdentity, NodeSubject, Role, RootCa, UnlockKey};
 use crate::clock::Clock;
 
 /// SwarmKit's defaults for a new cluster.
@@ -35,6 +36,17 @@ fn because(error: impl std::fmt::Display) -> BootstrapError {
     BootstrapError::Found(error.to_string())
 }
 
+/// What the first node of a cluster brings.
+#[derive(Debug)]
+pub struct Founder {
+    /// Its id.
+    pub node_id: NodeId,
+    /// Whether it takes tasks.
+    pub availability: pb::node_spec::Availability,
+    /// Managers are to be locked when they start, and this key opens them.
+    pub unlock_key: Option<UnlockKey>,
+}
+
 /// Makes the cluster and this node's identity, and writes both into the store. The identity is not
 /// on disk yet.
 ///
@@ -43,12 +55,22 @@ fn because(error: impl std::fmt::Display) -> BootstrapError {
 pub async fn found(
     store: &Store,
     clock: &Clock,
-    node_id: NodeId,
-    availability: pb::node_spec::Availability,
+    founder: Founder,
 ) -> Result<NodeIdentity, BootstrapError> {
+    let Founder {
+        node_id,
+        availability,
+        unlock_key,
+    } = founder;
     let now = clock.now();
     let root = RootCa::generate(now).map_err(because)?;
-    let cluster = cluster(&root, now)?;
+    let mut cluster = cluster(&root, now)?;
+    if let Some(key) = &unlock_key {
+        cluster.spec.encryption_config = Some(pb::EncryptionConfig {
+            auto_lock_managers: true,
+        });
+        cluster.unlock_keys.push(autolock::entry(key));
+    }
     let (key, csr) = new_key_and_csr().map_err(because)?;
     let subject = NodeSubject {
         node_id,

@@ -13,6 +13,7 @@ use swarm_proto::pb::node_ca_server::NodeCa;
 use tonic::{Request, Response, Status};
 
 use super::authorize::Caller;
+use super::autolock;
 use super::controlapi::{Error, Managers};
 use super::store::{Change, Cluster, Meta, Node, NodeStatus};
 use super::writer::Store;
@@ -229,11 +230,7 @@ impl Ca for CaServer {
     ) -> Result<Response<pb::GetUnlockKeyResponse>, Status> {
         let cluster = self.cluster()?;
         // Without autolock there is no key: an empty one says so.
-        let key = cluster
-            .unlock_keys
-            .first()
-            .map(|k| k.key.clone())
-            .unwrap_or_default();
+        let key = autolock::stored_key(&cluster).unwrap_or_default().to_vec();
         let version = Some(pb::Version {
             index: cluster.meta.version,
         });

@@ -12,9 +12,11 @@
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
 //! - [`controlapi`], [`caserver`]: requests become changes.
 //! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
+//! - `autolock`: how this manager's secrets lie on disk.
 //! - `members`, `joining`, `roles`: the managers, how one becomes a member, and how one ceases to be.
 
 pub mod authorize;
+pub(crate) mod autolock;
 pub mod bootstrap;
 pub mod caserver;
 pub mod control_loop;
@@ -43,12 +45,14 @@ use std::time::Duration;
 use rand::TryRng as _;
 use swarm_proto::id::NodeId;
 use swarm_proto::own;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::ca::{SecurityConfig, connect_lazy};
+use crate::ca::{IdentityDir, SecurityConfig, connect_lazy};
 use crate::clock::Clock;
+use crate::seal::Seal;
+use autolock::Keeper;
 use controlapi::ControlApi;
 use dispatcher::Dispatcher;
 use forward::Forwarder;
@@ -102,6 +106,8 @@ pub(crate) struct ManagerConfig {
     pub(crate) start: Start,
     /// Asks registries what tags mean.
     pub(crate) resolver: Arc<dyn controlapi::ImageResolver>,
+    /// How this manager's secrets lie on disk.
+    pub(crate) seal: Seal,
 }
 
 /// A running manager.
@@ -133,6 +139,7 @@ impl Manager {
             timing: config.timing,
             disk: Disk::default(),
             snapshots: SnapshotLimits::default(),
+            seal: config.seal,
         };
         let machine = StoreMachine::new(hub.clone());
         let dialer = Arc::new(MtlsDialer(Arc::clone(&security)));
@@ -253,6 +260,18 @@ impl Manager {
 
     pub(crate) fn raft_service(&self) -> own::raft_server::RaftServer<RaftService<StoreMachine>> {
         self.raft.service().into_server()
+    }
+
+    /// Keeps this manager's files sealed as the cluster wants.
+    pub(crate) fn keeper(&self, seal: Seal, dir: IdentityDir, renew_now: Arc<Notify>) -> Keeper {
+        Keeper {
+            seal,
+            dir,
+            keys: self.raft.keys(),
+            published: self.raft.published(),
+            renew_now,
+            clock: self.clock.clone(),
+        }
     }
 
     /// What only a leader does.

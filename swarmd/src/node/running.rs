@@ -64,6 +64,8 @@ pub(super) struct Running {
     /// What runs this node's tasks.
     pub(super) executor: Arc<dyn agent_runtime::Executor>,
     pub(super) leave: mpsc::Receiver<LeaveOrder>,
+    /// Has this node's certificate renewed.
+    pub(super) renew_now: Arc<Notify>,
 }
 
 impl Running {

@@ -1,6 +1,7 @@
 //! One swarmd on one host, as a process of its own; and the swarmctl that talks to it.
 
 use std::fs;
+use std::io::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
@@ -152,6 +153,11 @@ impl Node {
         ctl(&self.socket(), arguments)
     }
 
+    /// The same with a text on its stdin.
+    pub fn ctl_given(&self, arguments: &[&str], input: &str) -> Result<Output, Error> {
+        ctl_from(&self.socket(), arguments, input)
+    }
+
     /// The control socket.
     pub fn socket(&self) -> PathBuf {
         self.run.join("swarmd.sock")
@@ -265,14 +271,27 @@ impl Output {
 
 /// Runs swarmctl against a control socket, to its end.
 pub fn ctl(socket: &Path, arguments: &[&str]) -> Result<Output, Error> {
+    ctl_from(socket, arguments, "")
+}
+
+fn ctl_from(socket: &Path, arguments: &[&str], input: &str) -> Result<Output, Error> {
     let mut command = Command::new(binaries::find("swarmctl")?);
     command
         .arg("--socket")
         .arg(socket)
         .args(arguments)
-        .stdin(Stdio::null());
-    let output = command
-        .output()
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped());
+    let mut child = command
+        .spawn()
+        .map_err(|error| command::not_started(&command, &error))?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that does not read it has ended, and says why.
+        let _unread = stdin.write_all(input.as_bytes());
+    }
+    let output = child
+        .wait_with_output()
         .map_err(|error| command::not_started(&command, &error))?;
     Ok(Output {
         code: output.status.code().unwrap_or(128),

@@ -2,6 +2,7 @@
 
 mod join_token;
 mod settings;
+mod unlock;
 
 use swarm_proto::pb;
 
@@ -45,6 +46,15 @@ pub(super) async fn run(
         Cluster::JoinToken(flags) => {
             let mut session = Session::open(target, environment, terminal).await?;
             join_token::run(&mut session, &flags).await
+        }
+        Cluster::UnlockKey(flags) => {
+            let mut session = Session::open(target, environment, terminal).await?;
+            unlock::show_key(&mut session, &flags).await
+        }
+        Cluster::Unlock => {
+            let secret = environment.secret.clone();
+            let mut session = Session::open(target, environment, terminal).await?;
+            unlock::run(&mut session, &secret).await
         }
     }
 }

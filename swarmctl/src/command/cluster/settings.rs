@@ -5,6 +5,7 @@ use std::time::Duration;
 use swarm_proto::pb;
 
 use super::super::session::Session;
+use super::unlock;
 use crate::cli::{JoinRole, UpdateCluster};
 use crate::error::Error;
 use crate::render::inspect::Details;
@@ -66,6 +67,10 @@ fn details(cluster: &pb::Cluster) -> Details {
             details.put("External CAs", urls.join(", "));
         });
     }
+    details.section("Encryption at rest", |details| {
+        let autolock = if autolock(&spec) { "on" } else { "off" };
+        details.put("Autolock", autolock);
+    });
     if let Some(root) = &cluster.root_ca {
         details.put("Root CA digest", root.ca_cert_hash.as_str());
         if let Some(tokens) = &root.join_tokens {
@@ -83,6 +88,12 @@ pub(super) struct Change {
     history: Option<i64>,
     expiry: Option<Duration>,
     heartbeat: Option<Duration>,
+    autolock: Option<bool>,
+}
+
+fn autolock(spec: &pb::ClusterSpec) -> bool {
+    let encryption = spec.encryption_config.as_ref();
+    encryption.is_some_and(|encryption| encryption.auto_lock_managers)
 }
 
 impl Change {
@@ -100,15 +111,17 @@ impl Change {
             &flags.certexpiry,
             &flags.heartbeatperiod,
         ];
-        if given.iter().all(|text| text.is_none()) && flags.rotate_join_token.is_none() {
+        let rotates = flags.rotate_join_token.is_some() || flags.rotate_unlock_key;
+        if given.iter().all(|text| text.is_none()) && flags.autolock.is_none() && !rotates {
             problems.push(
-                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod or --rotate-join-token",
+                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod, --autolock, --rotate-join-token or --rotate-unlock-key",
             );
         }
         problems.unless_any(Self {
             history,
             expiry,
             heartbeat,
+            autolock: flags.autolock,
         })
     }
 
@@ -124,6 +137,11 @@ impl Change {
         if let Some(heartbeat) = self.heartbeat {
             spec.dispatcher.get_or_insert_default().heartbeat_period = Some(wire(heartbeat));
         }
+        if let Some(autolock) = self.autolock {
+            spec.encryption_config
+                .get_or_insert_default()
+                .auto_lock_managers = autolock;
+        }
     }
 }
 
@@ -134,7 +152,11 @@ pub(super) async fn update(
 ) -> Result<(), Error> {
     let cluster = resolve::cluster(&mut session.client, flags.cluster.as_deref()).await?;
     let id = cluster.id.clone();
-    let rotation = flags.rotate_join_token.map(rotation).unwrap_or_default();
+    let was_locked = cluster.spec.as_ref().is_some_and(autolock);
+    let rotation = pb::KeyRotation {
+        manager_unlock_key: flags.rotate_unlock_key,
+        ..flags.rotate_join_token.map(rotation).unwrap_or_default()
+    };
     let changed = session
         .client
         .update_cluster(cluster, rotation, |spec| change.apply(spec))
@@ -142,7 +164,15 @@ pub(super) async fn update(
     if changed.is_none() {
         session.remark("no changes detected")?;
     }
-    session.print(&[id])
+    session.print(&[id])?;
+    let has_new_key = flags.autolock == Some(true) && !was_locked || flags.rotate_unlock_key;
+    if has_new_key && let Some(key) = unlock::current(session).await? {
+        // At once: a manager that restarts before the key is known stays locked.
+        for line in unlock::explained(&key) {
+            session.remark(&line)?;
+        }
+    }
+    Ok(())
 }
 
 /// The rotation of one role's token.

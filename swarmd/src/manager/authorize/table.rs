@@ -109,6 +109,7 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
             ("ExplainTask", MANAGERS),
             ("LocalStatus", Access::LocalOnly),
             ("Leave", Access::LocalOnly),
+            ("Unlock", Access::LocalOnly),
         ],
     ),
     (

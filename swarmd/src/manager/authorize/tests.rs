@@ -141,7 +141,7 @@ fn expected(path: &str, caller: &str) -> Code {
     );
     let local_only = matches!(
         path,
-        "/swarm.v1.Operator/LocalStatus" | "/swarm.v1.Operator/Leave"
+        "/swarm.v1.Operator/LocalStatus" | "/swarm.v1.Operator/Leave" | "/swarm.v1.Operator/Unlock"
     ) || path.starts_with("/swarm.v1.Images/");
     let for_workers = ["Dispatcher", "ResourceAllocator", "LogBroker"]
         .iter()

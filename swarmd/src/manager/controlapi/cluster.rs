@@ -1,4 +1,4 @@
-//! The cluster object: read, settings, join-token rotation.
+//! The cluster object: read, settings, rotation of join tokens and of the unlock key.
 
 use std::sync::Arc;
 
@@ -10,6 +10,7 @@ use super::filter::Common;
 use super::{ControlApi, support, version_of};
 use crate::ca::root::RootDigest;
 use crate::ca::token::JoinToken;
+use crate::manager::autolock::{self, Rotate};
 use crate::manager::convert;
 use crate::manager::store::{Change, Cluster};
 
@@ -56,12 +57,8 @@ impl ControlApi {
             cluster.spec = spec;
         }
         let rotation = request.rotation.unwrap_or_default();
-        if rotation.manager_unlock_key {
-            return Err(Error::Unimplemented(
-                "cluster: this version has no autolock and so no unlock key to rotate".to_owned(),
-            ));
-        }
         rotate_tokens(&mut cluster, &rotation)?;
+        decide_unlock_key(&mut cluster, &rotation)?;
         self.write(Change::UpdateCluster(Arc::new(cluster))).await?;
         // The write is applied here: no barrier, which could fail where the write did not.
         let written = self.store.view().cluster;
@@ -101,6 +98,22 @@ fn rotate_tokens(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Result<()
     Ok(())
 }
 
+fn decide_unlock_key(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Result<(), Error> {
+    let rotate = match rotation.manager_unlock_key {
+        true => Rotate::Yes,
+        false => Rotate::No,
+    };
+    let decided = autolock::decide(cluster, rotate);
+    match decided.map_err(|e| Error::FailedPrecondition(e.to_string()))? {
+        true => Ok(()),
+        false => Err(Error::FailedPrecondition(
+            "cluster: there is no unlock key to rotate, because autolock is off; turn it on with \
+             `swarmctl cluster update --autolock`"
+                .to_owned(),
+        )),
+    }
+}
+
 /// All that is wrong with a new cluster spec, and what this version does not serve.
 fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
     ClusterSpec::try_from(spec)?;
@@ -117,11 +130,6 @@ fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
     if before != after {
         return Err(Error::Unimplemented(
             "cluster: this version does not rotate the root CA or use external CAs".to_owned(),
-        ));
-    }
-    if spec.encryption_config.is_some_and(|e| e.auto_lock_managers) {
-        return Err(Error::Unimplemented(
-            "cluster: this version has no autolock".to_owned(),
         ));
     }
     let driver = spec
@@ -182,14 +190,29 @@ mod tests {
     }
 
     #[test]
+    fn there_is_nothing_to_rotate_without_autolock() {
+        let rotation = pb::KeyRotation {
+            manager_unlock_key: true,
+            ..Default::default()
+        };
+        let mut cluster = cluster();
+        let error = decide_unlock_key(&mut cluster, &rotation).unwrap_err();
+        assert!(error.to_string().contains("autolock is off"), "{error}");
+        cluster.spec.encryption_config = Some(pb::EncryptionConfig {
+            auto_lock_managers: true,
+        });
+        decide_unlock_key(&mut cluster, &rotation).unwrap();
+        assert_eq!(cluster.unlock_keys.len(), 1);
+    }
+
+    #[test]
     fn what_is_not_served_is_refused() {
         let mut spec = named();
         assert!(check_spec(&cluster(), &spec).is_ok());
         spec.encryption_config = Some(pb::EncryptionConfig {
             auto_lock_managers: true,
         });
-        let error = check_spec(&cluster(), &spec).unwrap_err();
-        assert!(matches!(error, Error::Unimplemented(_)), "{error}");
+        assert!(check_spec(&cluster(), &spec).is_ok());
         let mut spec = named();
         let driver = pb::Driver {
             name: "syslog".to_owned(),

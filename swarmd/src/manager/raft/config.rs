@@ -7,6 +7,7 @@ use openraft::{Config, SnapshotPolicy, StepDownPolicy};
 
 use super::disk::Disk;
 use super::types::{Member, RaftId};
+use crate::seal::Seal;
 
 /// What one manager's consensus needs to know.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub struct RaftConfig {
     pub timing: Timing,
     /// When to take a snapshot.
     pub snapshots: SnapshotLimits,
+    /// How the key of log and snapshots is kept.
+    pub seal: Seal,
 }
 
 /// Heartbeats and elections, in ticks as SwarmKit's flags and cluster object have them.

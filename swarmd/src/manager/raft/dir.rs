@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! raft/id           this member's number, chosen when the directory was made
-//! raft/dek          data encryption key
+//! raft/dek          data encryption key, sealed with autolock
 //! raft/log.redb     log, vote, positions
 //! raft/snapshots/   snapshot-<index>-<term>.snap
 //! ```
@@ -19,13 +19,14 @@ use std::sync::Arc;
 
 use ring::digest::{SHA256, digest};
 
+use super::dek_file::DekFile;
 use super::disk::Disk;
-use super::encryption::Dek;
 use super::error::StorageError;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
 use super::types::RaftId;
+use crate::seal::Seal;
 
 const DIR: &str = "raft";
 const NEW_DIR: &str = "raft.new";
@@ -40,14 +41,31 @@ pub(crate) struct RaftDir {
     pub(crate) id: RaftId,
     pub(crate) log: LogStore,
     pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) dek: Arc<DekFile>,
+}
+
+/// Whether `seal` opens the keys of `state_dir/raft`, where there are any.
+///
+/// # Errors
+/// Why not.
+pub(crate) fn check_key(state_dir: &Path, seal: &Seal) -> Result<(), StorageError> {
+    let path = state_dir.join(DIR).join(DEK);
+    match path.exists() {
+        true => DekFile::read(&Disk::Real, &path, seal.clone()).map(drop),
+        false => Ok(()),
+    }
 }
 
 impl RaftDir {
     /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
-    pub(crate) fn open(disk: &Disk, state_dir: &Path, new: RaftId) -> Result<Self, StorageError> {
+    pub(crate) fn open(
+        disk: &Disk,
+        (state_dir, seal): (&Path, Seal),
+        new: RaftId,
+    ) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
         if disk.list(&dir)?.is_none_or(|files| files.is_empty()) {
-            return create(disk, state_dir, &dir, new);
+            return create(disk, state_dir, (&dir, seal), new);
         }
         let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
         let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
@@ -59,12 +77,17 @@ impl RaftDir {
                 });
             }
         }
-        let dek = Arc::new(Dek::read(disk, &dek_path)?);
-        let (log, loaded) = LogFile::open(disk, &log_path, (&dek, &dek_path))?;
+        let dek = Arc::new(DekFile::read(disk, &dek_path, seal)?);
+        let (log, loaded) = LogFile::open(disk, &log_path, (&dek.keys(), &dek_path))?;
         let log = LogStore::over(log, loaded)?;
-        let snapshots = Arc::new(SnapshotStore::open(disk, &snapshots_path, dek)?);
+        let snapshots = Arc::new(SnapshotStore::open(disk, &snapshots_path, &dek.keys())?);
         let id = read_id(disk, &id_path)?;
-        let opened = Self { id, log, snapshots };
+        let opened = Self {
+            id,
+            log,
+            snapshots,
+            dek,
+        };
         opened.check_tail(&log_path)?;
         Ok(opened)
     }
@@ -115,26 +138,28 @@ fn read_id(disk: &Disk, path: &Path) -> Result<RaftId, StorageError> {
     })
 }
 
-fn create(disk: &Disk, state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageError> {
+fn create(
+    disk: &Disk,
+    state_dir: &Path,
+    (dir, seal): (&Path, Seal),
+    id: RaftId,
+) -> Result<RaftDir, StorageError> {
     let new: PathBuf = state_dir.join(NEW_DIR);
     disk.remove_all(&new)?;
     disk.create_dir(&new)?;
     disk.create_dir(&new.join(SNAPSHOTS))?;
     disk.write_new(&new.join(ID), id_text(id).as_bytes())?;
-    let dek = Dek::generate()?;
-    dek.write_new(disk, &new.join(DEK))?;
+    let dek = DekFile::create(disk, (&new.join(DEK), &dir.join(DEK)), seal)?;
+    let keys = dek.keys();
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
-    let log = LogFile::create(disk, (&new.join(LOG), &dir.join(LOG)), &dek)?;
+    let log = LogFile::create(disk, (&new.join(LOG), &dir.join(LOG)), keys.newest())?;
     disk.sync_dir(&new)?;
     disk.rename(&new, dir)?;
     disk.sync_dir(state_dir)?;
     Ok(RaftDir {
         id,
         log: LogStore::over(log, Loaded::default())?,
-        snapshots: Arc::new(SnapshotStore::open(
-            disk,
-            &dir.join(SNAPSHOTS),
-            Arc::new(dek),
-        )?),
+        snapshots: Arc::new(SnapshotStore::open(disk, &dir.join(SNAPSHOTS), &keys)?),
+        dek: Arc::new(dek),
     })
 }

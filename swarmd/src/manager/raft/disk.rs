@@ -190,6 +190,15 @@ impl Disk {
             .map_err(StorageError::io("write", path))
     }
 
+    /// Replaces a file, or makes it: after a power cut the old content is there, or the new one.
+    pub(crate) fn replace(&self, path: &Path, content: &[u8]) -> Result<(), StorageError> {
+        let new = path.with_extension("new");
+        self.remove(&new)?;
+        self.write_new(&new, content)?;
+        self.rename(&new, path)?;
+        path.parent().map_or(Ok(()), |dir| self.sync_dir(dir))
+    }
+
     /// Gives a file or a directory another name.
     pub(crate) fn rename(&self, from: &Path, to: &Path) -> Result<(), StorageError> {
         match self {

@@ -1,25 +1,19 @@
 //! Encryption at rest of the log and the snapshots.
 //!
-//! One data encryption key (DEK), 256 bits from the operating system, lies beside the log in `dek`,
-//! mode 0600. It seals nothing itself: each opening of the log and each snapshot file draws a
-//! random 256-bit salt and derives a key of its own by HKDF-SHA-256. Under a derived key the
-//! AES-256-GCM nonce is a counter from zero, so no pair of key and nonce ever repeats: not after a
-//! crash, and not when a state directory is restored from an older copy, because the salt is new.
-//! (Random 96-bit nonces under one key would be bounded by 2^32 records, which a busy log reaches
-//! in days.) The associated data of every record is its place, so records can't be swapped.
-//!
-//! The first line of `dek` says how the key is protected. Today that is `plain`; autolock will
-//! write another word and seal the key by a KEK, and an older swarmd then says it is locked.
+//! A data encryption key (DEK), 256 bits from the operating system, lies beside the log in `dek`, see `dek_file.rs`.
+//! It seals nothing itself: each opening of the log and each snapshot file draws a random 256-bit salt and derives a key
+//! of its own by HKDF-SHA-256. Under a derived key the AES-256-GCM nonce is a counter from zero, so no pair of key and
+//! nonce ever repeats: not after a crash, and not when a state directory is restored from an older copy, because the
+//! salt is new. (Random 96-bit nonces under one key would be bounded by 2^32 records, which a busy log reaches in days.)
+//! The associated data of every record is its place, so records can't be swapped.
 
-use std::path::Path;
+use std::sync::Arc;
 
-use base64::Engine as _;
 use ring::aead::{AES_256_GCM, Aad, LessSafeKey, MAX_TAG_LEN, Nonce, UnboundKey};
 use ring::rand::{SecureRandom as _, SystemRandom};
-use ring::{digest, hkdf};
-use zeroize::{Zeroize as _, Zeroizing};
+use ring::{hkdf, hmac};
+use zeroize::Zeroizing;
 
-use super::disk::Disk;
 use super::error::StorageError;
 
 /// Bytes of a key and of a salt.
@@ -27,8 +21,8 @@ pub(crate) const KEY_LEN: usize = 32;
 /// Bytes that sealing adds.
 pub(crate) const TAG_LEN: usize = MAX_TAG_LEN;
 
-const DEK_MAGIC: &str = "swarm-raft-dek-1";
-const DEK_PLAIN: &str = "plain";
+/// Bytes of a key's id.
+pub(crate) const ID_LEN: usize = 8;
 
 /// A random number that must not repeat, from which a key is derived.
 pub(crate) type Salt = [u8; KEY_LEN];
@@ -41,47 +35,25 @@ impl Dek {
         Ok(Self(Zeroizing::new(random()?)))
     }
 
-    /// Writes the key to a file that does not exist yet, mode 0600.
-    pub(crate) fn write_new(&self, disk: &Disk, path: &Path) -> Result<(), StorageError> {
-        let mut encoded = base64::engine::general_purpose::STANDARD.encode(*self.0);
-        let text = Zeroizing::new(format!(
-            "{DEK_MAGIC} {DEK_PLAIN}\n{encoded}\n{}\n",
-            checksum(&encoded)
-        ));
-        encoded.zeroize();
-        disk.write_new(path, text.as_bytes())
+    /// A key from its stored bytes; `None` unless they are 32.
+    pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
+        Some(Self(Zeroizing::new(bytes.try_into().ok()?)))
     }
 
-    /// Reads the key; any truncation or flipped bit in the file is found by its checksum.
-    pub(crate) fn read(disk: &Disk, path: &Path) -> Result<Self, StorageError> {
-        let bytes = Zeroizing::new(disk.read(path)?);
-        let damaged = |problem: &str| StorageError::damaged(path, "data encryption key", problem);
-        let text = std::str::from_utf8(&bytes).map_err(|_| damaged("not text"))?;
-        let mut lines = text.lines();
-        let header = lines.next().unwrap_or_default();
-        let (magic, protection) = header
-            .split_once(' ')
-            .ok_or_else(|| damaged("no header line"))?;
-        if magic != DEK_MAGIC {
-            return Err(damaged("unknown header line"));
+    /// The bytes, for the key's own file.
+    pub(crate) fn expose(&self) -> &[u8; KEY_LEN] {
+        &self.0
+    }
+
+    /// Tells keys apart; says nothing about them.
+    pub(crate) fn id(&self) -> [u8; ID_LEN] {
+        let mac = hmac::Key::new(hmac::HMAC_SHA256, &*self.0);
+        let tag = hmac::sign(&mac, b"swarm raft dek id");
+        let mut id = [0; ID_LEN];
+        for (to, from) in id.iter_mut().zip(tag.as_ref()) {
+            *to = *from;
         }
-        if protection != DEK_PLAIN {
-            return Err(StorageError::Locked {
-                key: path.to_owned(),
-                protection: protection.to_owned(),
-            });
-        }
-        let encoded = lines.next().unwrap_or_default();
-        let sum = lines.next().unwrap_or_default();
-        if sum != checksum(encoded) {
-            return Err(damaged("checksum mismatch"));
-        }
-        let mut key = Zeroizing::new([0; KEY_LEN]);
-        let decoded = base64::engine::general_purpose::STANDARD.decode_slice(encoded, &mut *key);
-        match decoded {
-            Ok(KEY_LEN) => Ok(Self(key)),
-            _ => Err(damaged("not a 256-bit key")),
-        }
+        id
     }
 
     /// The key for one opening of the log or one snapshot file.
@@ -102,6 +74,37 @@ impl Dek {
     }
 }
 
+/// The keys that something on disk may be sealed by: the one that seals, and, while a new one takes over, the one before.
+#[derive(Clone, Debug)]
+pub(crate) struct DekRing {
+    newest: Arc<Dek>,
+    older: Option<Arc<Dek>>,
+}
+
+impl DekRing {
+    pub(crate) fn new(newest: Arc<Dek>, older: Option<Arc<Dek>>) -> Self {
+        Self { newest, older }
+    }
+
+    /// What is written is sealed by this one.
+    pub(crate) fn newest(&self) -> &Arc<Dek> {
+        &self.newest
+    }
+
+    /// Newest first.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Arc<Dek>> {
+        std::iter::once(&self.newest).chain(&self.older)
+    }
+
+    /// The key with this id. What names none was written before there were ids, and so by the oldest.
+    pub(crate) fn find(&self, id: Option<&[u8]>) -> Option<&Arc<Dek>> {
+        match id {
+            Some(id) => self.all().find(|dek| dek.id() == id),
+            None => self.all().last(),
+        }
+    }
+}
+
 /// Random bytes of the operating system.
 pub(crate) fn random() -> Result<[u8; KEY_LEN], StorageError> {
     let mut bytes = [0; KEY_LEN];
@@ -113,12 +116,6 @@ pub(crate) fn random() -> Result<[u8; KEY_LEN], StorageError> {
             source: std::io::Error::other("the operating system gave none"),
         })?;
     Ok(bytes)
-}
-
-fn checksum(encoded: &str) -> String {
-    let sum = digest::digest(&digest::SHA256, encoded.as_bytes());
-    let hex: String = sum.as_ref().iter().map(|b| format!("{b:02x}")).collect();
-    format!("sha256:{hex}")
 }
 
 /// The record does not open: it was changed, moved, or sealed by another key.

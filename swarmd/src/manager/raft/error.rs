@@ -61,6 +61,14 @@ pub enum StorageError {
         /// How it is protected.
         protection: String,
     },
+    /// The key is sealed by another unlock key.
+    #[error("{}: {reason}; a manager that was down while the key was rotated is unlocked by the key from before", key.display())]
+    OtherKey {
+        /// The key file.
+        key: PathBuf,
+        /// Which one it is sealed for.
+        reason: String,
+    },
     /// Another version's layout.
     #[error("{} has format {found}, this swarmd reads {expected}: run the version that wrote it", path.display())]
     Format {

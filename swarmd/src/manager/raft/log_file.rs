@@ -4,7 +4,8 @@
 //! - `log`: index -> sealed [`own::RaftEntry`]
 //! - `state`: name -> sealed vote, committed and purged positions, and `check`, a record that only
 //!   tells whether the key fits
-//! - `epochs`: number -> salt. Every opening of the log adds one, see `encryption.rs`.
+//! - `epochs`: number -> salt and the id of the DEK. Every opening of the log and every new DEK adds one, see
+//!   `encryption.rs`.
 //!
 //! A sealed record is the epoch (u32), the nonce counter (u64), both big endian, then ciphertext and
 //! tag. Its place (table and key) is authenticated with it.
@@ -15,14 +16,15 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, PoisonError, RwLock};
 
 use bytes::Bytes;
-use redb::{Database, ReadableDatabase as _, ReadableTable as _, TableDefinition};
+use redb::{Database, ReadableDatabase as _, ReadableTable as _, Table, TableDefinition};
 use swarm_proto::own;
 
 use super::database::{fault, guarded, open_database};
 use super::disk::Disk;
-use super::encryption::{Dek, RecordKey, random};
+use super::encryption::{Dek, DekRing, KEY_LEN, RecordKey, TAG_LEN, random};
 use super::error::StorageError;
 use super::log_tail::Tail;
 use super::types::{Entry, LogId, Vote};
@@ -31,7 +33,8 @@ use super::wire;
 pub(crate) const LOG: TableDefinition<'static, u64, &'static [u8]> = TableDefinition::new("log");
 pub(crate) const STATE: TableDefinition<'static, &'static str, &'static [u8]> =
     TableDefinition::new("state");
-const EPOCHS: TableDefinition<'static, u32, &'static [u8]> = TableDefinition::new("epochs");
+pub(crate) const EPOCHS: TableDefinition<'static, u32, &'static [u8]> =
+    TableDefinition::new("epochs");
 
 pub(crate) const VOTE: &str = "vote";
 pub(crate) const COMMITTED: &str = "committed";
@@ -47,8 +50,15 @@ const RECORD_HEADER: usize = 12;
 pub(crate) struct LogFile {
     path: PathBuf,
     db: Database,
-    keys: BTreeMap<u32, RecordKey>,
-    epoch: u32,
+    epochs: RwLock<Epochs>,
+}
+
+/// The keys that records are sealed by. A derived key stays in memory after its epoch is gone from the disk: who reads
+/// an older state of the database still needs it.
+#[derive(Debug, Default)]
+struct Epochs {
+    keys: BTreeMap<u32, Arc<RecordKey>>,
+    now: u32,
 }
 
 /// What the log holds.
@@ -79,8 +89,8 @@ impl LogFile {
 
     /// Makes a new log in an empty database.
     pub(crate) fn create_in(db: Database, path: &Path, dek: &Dek) -> Result<Self, StorageError> {
-        let mut log = Self::new(path, db);
-        log.start_epoch(dek, &[])?;
+        let log = Self::new(path, db);
+        log.start_epoch(dek, Keep::These(&[]))?;
         Ok(log)
     }
 
@@ -88,7 +98,7 @@ impl LogFile {
     pub(crate) fn open(
         disk: &Disk,
         path: &Path,
-        (dek, dek_path): (&Dek, &Path),
+        (deks, dek_path): (&DekRing, &Path),
     ) -> Result<(Self, Loaded), StorageError> {
         let size = disk.open(path)?.size();
         if size.map_err(StorageError::io("open", path))? == 0 {
@@ -110,34 +120,35 @@ impl LogFile {
                 }
                 Err(e) => return Err(fault(path, "check", e)),
             }
-            Self::open_in(db, path, dek, dek_path)
+            Self::open_in(db, path, deks, dek_path)
         })
     }
 
     fn open_in(
         db: Database,
         path: &Path,
-        dek: &Dek,
+        deks: &DekRing,
         dek_path: &Path,
     ) -> Result<(Self, Loaded), StorageError> {
-        let mut log = Self::new(path, db);
-        log.read_keys(dek)?;
+        let log = Self::new(path, db);
+        let wrong_key = || StorageError::WrongKey {
+            key: dek_path.to_owned(),
+            path: path.to_owned(),
+        };
+        if !log.read_keys(deks)? {
+            return Err(wrong_key());
+        }
         match log.read_state(CHECK) {
             Ok(Some(_)) => {}
             Ok(None) => {
                 let problem = "the key check record is missing";
                 return Err(StorageError::damaged(path, "database", problem));
             }
-            Err(StorageError::Damaged { .. }) => {
-                return Err(StorageError::WrongKey {
-                    key: dek_path.to_owned(),
-                    path: path.to_owned(),
-                });
-            }
+            Err(StorageError::Damaged { .. }) => return Err(wrong_key()),
             Err(e) => return Err(e),
         }
         let (loaded, used) = log.load()?;
-        log.start_epoch(dek, &used)?;
+        log.start_epoch(deks.newest(), Keep::These(&used))?;
         Ok((log, loaded))
     }
 
@@ -145,9 +156,27 @@ impl LogFile {
         Self {
             path: path.to_owned(),
             db,
-            keys: BTreeMap::new(),
-            epoch: 0,
+            epochs: RwLock::default(),
         }
+    }
+
+    fn key(&self, epoch: u32) -> Option<Arc<RecordKey>> {
+        let epochs = self.epochs.read().unwrap_or_else(PoisonError::into_inner);
+        epochs.keys.get(&epoch).cloned()
+    }
+
+    /// The epoch in which records are sealed.
+    pub(crate) fn epoch(&self) -> u32 {
+        self.epochs
+            .read()
+            .unwrap_or_else(PoisonError::into_inner)
+            .now
+    }
+
+    fn add_key(&self, epoch: u32, key: RecordKey) {
+        let mut epochs = self.epochs.write().unwrap_or_else(PoisonError::into_inner);
+        epochs.keys.insert(epoch, Arc::new(key));
+        epochs.now = epochs.now.max(epoch);
     }
 
     pub(crate) fn path(&self) -> &Path {
@@ -197,13 +226,43 @@ impl LogFile {
         place: Place<'_>,
         message: &impl prost::Message,
     ) -> Result<Vec<u8>, StorageError> {
+        let fill = |record: &mut Vec<u8>| message.encode(record).ok();
+        self.seal_with(counter, place, message.encoded_len(), fill)
+    }
+
+    /// Seals a record anew, in the epoch of now; `None` where it is of that epoch already. `counter` as for
+    /// [`Self::seal`].
+    pub(crate) fn reseal(
+        &self,
+        counter: u64,
+        place: Place<'_>,
+        record: &[u8],
+    ) -> Result<Option<Vec<u8>>, StorageError> {
+        if epoch_of(record) == self.epoch() {
+            return Ok(None);
+        }
+        let plain = self.unseal(place, record)?;
+        let fill = |record: &mut Vec<u8>| {
+            record.extend_from_slice(&plain);
+            Some(())
+        };
+        self.seal_with(counter, place, plain.len(), fill).map(Some)
+    }
+
+    fn seal_with(
+        &self,
+        counter: u64,
+        place: Place<'_>,
+        len: usize,
+        fill: impl FnOnce(&mut Vec<u8>) -> Option<()>,
+    ) -> Result<Vec<u8>, StorageError> {
         let sealed = || {
-            let key = self.keys.get(&self.epoch)?;
-            let room = message.encoded_len() + RECORD_HEADER + super::encryption::TAG_LEN;
-            let mut record = Vec::with_capacity(room);
-            record.extend_from_slice(&self.epoch.to_be_bytes());
+            let epoch = self.epoch();
+            let key = self.key(epoch)?;
+            let mut record = Vec::with_capacity(len + RECORD_HEADER + TAG_LEN);
+            record.extend_from_slice(&epoch.to_be_bytes());
             record.extend_from_slice(&counter.to_be_bytes());
-            message.encode(&mut record).ok()?;
+            fill(&mut record)?;
             key.seal(counter, &place.bytes(), &mut record, RECORD_HEADER)
                 .ok()?;
             Some(record)
@@ -222,8 +281,7 @@ impl LogFile {
             .split_first_chunk::<8>()
             .ok_or_else(|| damaged("it is cut short"))?;
         let key = self
-            .keys
-            .get(&u32::from_be_bytes(*epoch))
+            .key(u32::from_be_bytes(*epoch))
             .ok_or_else(|| damaged("it names an unknown key epoch"))?;
         let mut data = sealed.to_vec();
         key.open(u64::from_be_bytes(*counter), &place.bytes(), &mut data)
@@ -266,23 +324,26 @@ impl LogFile {
             .map_err(|e| StorageError::damaged(&self.path, Place::State(name).to_string(), e))
     }
 
-    fn read_keys(&mut self, dek: &Dek) -> Result<(), StorageError> {
+    /// Derives the key of each epoch; false where a DEK is missing.
+    fn read_keys(&self, deks: &DekRing) -> Result<bool, StorageError> {
         let read = self.db.begin_read().map_err(|e| self.fault("read", e))?;
         let table = read.open_table(EPOCHS).map_err(|e| self.fault("read", e))?;
         for record in table.iter().map_err(|e| self.fault("read", e))? {
-            let (epoch, salt) = record.map_err(|e| self.fault("read", e))?;
-            let epoch = epoch.value();
-            let salt = salt.value().try_into().map_err(|_| {
+            let (epoch, value) = record.map_err(|e| self.fault("read", e))?;
+            let (epoch, value) = (epoch.value(), value.value());
+            let (salt, id) = value.split_first_chunk::<KEY_LEN>().ok_or_else(|| {
                 StorageError::damaged(
                     &self.path,
                     format!("key epoch {epoch}"),
                     "salt of wrong size",
                 )
             })?;
-            self.keys.insert(epoch, dek.derive(salt, PURPOSE)?);
-            self.epoch = self.epoch.max(epoch);
+            let Some(dek) = deks.find(Some(id).filter(|id| !id.is_empty())) else {
+                return Ok(false);
+            };
+            self.add_key(epoch, dek.derive(salt, PURPOSE)?);
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Reads everything; also says which epochs the records use.
@@ -324,22 +385,25 @@ impl LogFile {
         Ok((loaded, used))
     }
 
-    /// Draws a salt for this opening and drops those no record uses any more.
-    fn start_epoch(&mut self, dek: &Dek, used: &[u32]) -> Result<(), StorageError> {
+    /// Draws a salt from which on all is sealed; `keep` are the epochs before that records still use. The nonce counter
+    /// begins anew.
+    pub(crate) fn start_epoch(&self, dek: &Dek, keep: Keep<'_>) -> Result<(), StorageError> {
         let salt = random()?;
-        let epoch = self.epoch.checked_add(1).ok_or_else(|| {
+        let epoch = self.epoch().checked_add(1).ok_or_else(|| {
             StorageError::damaged(&self.path, "key epochs", "all 2^32 are used up")
         })?;
-        self.keys.retain(|epoch, _| used.contains(epoch));
-        self.keys.insert(epoch, dek.derive(&salt, PURPOSE)?);
-        self.epoch = epoch;
+        self.add_key(epoch, dek.derive(&salt, PURPOSE)?);
         let check = self.seal(0, Place::State(CHECK), &own::RaftVote::default())?;
+        let value = [salt.as_slice(), &dek.id()].concat();
         let write = || -> Result<(), redb::Error> {
             let txn = self.db.begin_write()?;
             {
                 let mut epochs = txn.open_table(EPOCHS)?;
-                epochs.retain(|epoch, _| used.contains(&epoch))?;
-                epochs.insert(epoch, salt.as_slice())?;
+                match keep {
+                    Keep::All => {}
+                    Keep::These(used) => epochs.retain(|epoch, _| used.contains(&epoch))?,
+                }
+                epochs.insert(epoch, value.as_slice())?;
                 txn.open_table(STATE)?.insert(CHECK, check.as_slice())?;
                 txn.open_table(LOG)?;
             }
@@ -347,6 +411,15 @@ impl LogFile {
             Ok(())
         };
         write().map_err(|e| self.fault("write", e))
+    }
+
+    /// Forgets all epochs but the one of now, within a transaction after which no record uses them.
+    pub(crate) fn forget_epochs(
+        &self,
+        epochs: &mut Table<'_, u32, &'static [u8]>,
+    ) -> Result<(), redb::Error> {
+        let now = self.epoch();
+        Ok(epochs.retain(|epoch, _| epoch == now)?)
     }
 
     fn expect_index(&self, expected: u64, found: u64) -> Result<(), StorageError> {
@@ -371,6 +444,15 @@ impl LogFile {
     ) -> StorageError {
         fault(&self.path, action, error)
     }
+}
+
+/// Which epochs stay when a new one begins.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Keep<'a> {
+    /// Records may use any.
+    All,
+    /// Records use these.
+    These(&'a [u32]),
 }
 
 /// Where a record belongs; authenticated with it.

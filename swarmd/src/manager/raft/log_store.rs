@@ -21,6 +21,7 @@ use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
 use openraft::{OptionalSend, RaftLogReader};
 use tokio::sync::{mpsc, oneshot};
 
+use super::encryption::Dek;
 use super::error::StorageError;
 use super::log_file::{Loaded, LogFile};
 use super::log_tail::Tail;
@@ -55,6 +56,13 @@ pub(crate) struct LogReader {
 #[derive(Debug)]
 pub(crate) struct LogCloser {
     shared: Arc<Shared>,
+    queue: mpsc::Sender<Op>,
+}
+
+/// Has the log sealed by another key; cheap to clone.
+#[derive(Clone, Debug)]
+pub(crate) struct LogKeys {
+    path: PathBuf,
     queue: mpsc::Sender<Op>,
 }
 
@@ -113,6 +121,13 @@ impl LogStore {
         }
     }
 
+    pub(crate) fn keys(&self) -> LogKeys {
+        LogKeys {
+            path: self.shared.path.clone(),
+            queue: self.queue.clone(),
+        }
+    }
+
     /// Where the log stands.
     pub(crate) fn positions(&self) -> Positions {
         let memory = self.shared.memory();
@@ -140,6 +155,22 @@ impl LogCloser {
             let _ = closed.await;
         }
         self.shared.close();
+    }
+}
+
+impl LogKeys {
+    /// Waits until nothing in the log is sealed by another key than this one.
+    ///
+    /// # Errors
+    /// When the log is closed, or a write failed.
+    pub(crate) async fn rekey(&self, dek: Arc<Dek>) -> Result<(), StorageError> {
+        let closed = || StorageError::Closed {
+            path: self.path.clone(),
+        };
+        let (done, ended) = oneshot::channel();
+        let asked = self.queue.send(Op::Rekey { dek, done }).await;
+        asked.map_err(|_| closed())?;
+        ended.await.map_err(|_| closed())
     }
 }
 

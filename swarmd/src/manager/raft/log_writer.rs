@@ -8,6 +8,9 @@
 //! transaction of its own: it rides with the next one. Purging removes a bounded number of entries
 //! per transaction, so it never holds up a commit for long.
 //!
+//! A new DEK begins an epoch of the log, and then all records of earlier ones are sealed anew, a bounded number in each
+//! transaction, like purging. So the old DEK is of no use any more after a time that the log's length alone decides.
+//!
 //! After a failed write nothing more is acknowledged: what is on disk is then unknown until the log
 //! is opened again.
 
@@ -16,12 +19,13 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use openraft::storage::IOFlushed;
-use redb::ReadableTable as _;
+use redb::{ReadableDatabase as _, ReadableTable as _, Table, WriteTransaction};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
+use super::encryption::Dek;
 use super::error::StorageError;
-use super::log_file::{COMMITTED, LOG, LogFile, PURGED, Place, STATE, VOTE};
+use super::log_file::{COMMITTED, EPOCHS, Keep, LOG, LogFile, PURGED, Place, STATE, VOTE};
 use super::log_store::Shared;
 use super::types::{Entry, LogId, Types, Vote};
 use super::wire;
@@ -36,6 +40,10 @@ const BATCH_BYTES: usize = 32 << 20;
 const PURGE_STEP: u64 = 256;
 /// Entries removed by one transaction of an idle log.
 const PURGE_STEP_IDLE: u64 = 2048;
+/// Entries sealed anew by one transaction.
+const RESEAL_STEP: usize = 256;
+/// Bytes of them, at which a step ends early.
+const RESEAL_BYTES: usize = 4 << 20;
 
 /// A request to the writer.
 pub(crate) enum Op {
@@ -58,6 +66,11 @@ pub(crate) enum Op {
     },
     /// Remove entries up to and including this one.
     Purge(LogId),
+    /// Seal everything by this key from now on, and what is there already too; answered when no record needs another.
+    Rekey {
+        dek: Arc<Dek>,
+        done: oneshot::Sender<()>,
+    },
     /// Write what is held back, close the file, end the thread.
     Close {
         done: oneshot::Sender<()>,
@@ -73,7 +86,17 @@ pub(crate) struct Writer {
     committed: Option<LogId>,
     /// Entries before this index are purged and may still be on disk.
     purge: Option<u64>,
+    reseal: Option<Reseal>,
     failed: Option<String>,
+}
+
+/// Records of earlier epochs that are being sealed anew.
+struct Reseal {
+    /// Entries before this index are.
+    next: u64,
+    /// So are all from this index on: they were written later.
+    end: u64,
+    done: Vec<oneshot::Sender<()>>,
 }
 
 impl Writer {
@@ -90,6 +113,7 @@ impl Writer {
             counter: 0,
             committed: None,
             purge,
+            reseal: None,
             failed: None,
         }
     }
@@ -102,6 +126,7 @@ impl Writer {
         {
             let outcome = self.commit(&batch);
             closing = self.answer(batch, outcome);
+            self.end_reseal();
         }
         self.end(closing);
     }
@@ -121,6 +146,7 @@ impl Writer {
             let outcome = self.commit(&batch);
             process.pay().await;
             closing = self.answer(batch, outcome);
+            self.end_reseal();
         }
         self.end(closing);
     }
@@ -148,13 +174,11 @@ impl Writer {
         }
     }
 
-    /// Work that is there. An empty batch is a purge step of an idle log.
+    /// Work that is there. An empty batch is a step of purging or sealing anew in an idle log.
     fn waiting(&mut self) -> Result<Vec<Op>, TryRecvError> {
         match self.queue.try_recv() {
             Ok(first) => Ok(self.batch(first)),
-            Err(TryRecvError::Empty) if self.purge.is_some() && self.failed.is_none() => {
-                Ok(Vec::new())
-            }
+            Err(TryRecvError::Empty) if self.has_steps() => Ok(Vec::new()),
             Err(nothing) => Err(nothing),
         }
     }
@@ -172,6 +196,10 @@ impl Writer {
         batch
     }
 
+    fn has_steps(&self) -> bool {
+        (self.purge.is_some() || self.reseal.is_some()) && self.failed.is_none()
+    }
+
     /// Makes a batch durable, all of it or nothing.
     fn commit(&mut self, batch: &[Op]) -> Result<(), String> {
         if let Some(first) = &self.failed {
@@ -181,7 +209,11 @@ impl Writer {
             match op {
                 Op::Committed(committed) => self.committed = *committed,
                 Op::Purge(upto) => self.purge = self.purge.max(Some(upto.index + 1)),
-                Op::Append { .. } | Op::Vote { .. } | Op::Truncate { .. } | Op::Close { .. } => {}
+                Op::Append { .. }
+                | Op::Vote { .. }
+                | Op::Truncate { .. }
+                | Op::Rekey { .. }
+                | Op::Close { .. } => {}
             }
         }
         let hint_only = batch.iter().all(|op| matches!(op, Op::Committed(_)));
@@ -216,6 +248,11 @@ impl Writer {
     fn write(&mut self, batch: &[Op]) -> Result<(), StorageError> {
         let file = Arc::clone(&self.file);
         let fault = |e: redb::Error| file.fault("write", e);
+        for op in batch {
+            if let Op::Rekey { dek, .. } = op {
+                self.begin_reseal(dek)?;
+            }
+        }
         let txn = file.db().begin_write().map_err(|e| fault(e.into()))?;
         {
             let mut log = txn.open_table(LOG).map_err(|e| fault(e.into()))?;
@@ -247,30 +284,126 @@ impl Writer {
                             self.seal(Place::State(PURGED), &wire::log_id(upto))?,
                         )?;
                     }
-                    Op::Committed(_) | Op::Close { .. } => {}
+                    Op::Committed(_) | Op::Rekey { .. } | Op::Close { .. } => {}
                 }
             }
             if let Some(committed) = self.committed {
                 let record = self.seal(Place::State(COMMITTED), &wire::log_id(&committed))?;
                 put(COMMITTED, record)?;
             }
-            if let Some(to) = self.purge {
-                let step = if batch.is_empty() {
-                    PURGE_STEP_IDLE
-                } else {
-                    PURGE_STEP
-                };
-                let first = log.first().map_err(|e| fault(e.into()))?;
-                let first = first.map_or(to, |(index, _)| index.value());
-                let upto = to.min(first.saturating_add(step));
-                log.retain_in(..upto, |_, _| false)
-                    .map_err(|e| fault(e.into()))?;
-                self.purge = (upto < to).then_some(to);
-            }
+            self.purge_step(&mut log, batch.is_empty()).map_err(fault)?;
         }
+        self.reseal_step(&txn)?;
         txn.commit().map_err(|e| fault(e.into()))?;
         self.committed = None;
         Ok(())
+    }
+
+    fn purge_step(
+        &mut self,
+        log: &mut Table<'_, u64, &'static [u8]>,
+        idle: bool,
+    ) -> Result<(), redb::Error> {
+        let Some(to) = self.purge else { return Ok(()) };
+        let step = if idle { PURGE_STEP_IDLE } else { PURGE_STEP };
+        let first = log.first()?;
+        let first = first.map_or(to, |(index, _)| index.value());
+        let upto = to.min(first.saturating_add(step));
+        log.retain_in(..upto, |_, _| false)?;
+        self.purge = (upto < to).then_some(to);
+        Ok(())
+    }
+
+    /// From here on all is sealed by `dek`, in an epoch of its own.
+    fn begin_reseal(&mut self, dek: &Dek) -> Result<(), StorageError> {
+        self.file.start_epoch(dek, Keep::All)?;
+        self.counter = 0;
+        let file = Arc::clone(&self.file);
+        let fault = |e: redb::Error| file.fault("read", e);
+        let last = || -> Result<Option<u64>, redb::Error> {
+            let txn = file.db().begin_read()?;
+            let log = txn.open_table(LOG)?;
+            Ok(log.last()?.map(|(index, _)| index.value()))
+        };
+        let end = last().map_err(fault)?.map_or(0, |last| last + 1);
+        let waiting = self.reseal.take().map(|before| before.done);
+        self.reseal = Some(Reseal {
+            next: 0,
+            end,
+            done: waiting.unwrap_or_default(),
+        });
+        Ok(())
+    }
+
+    /// Seals some records anew; after the last ones the epochs before are forgotten.
+    fn reseal_step(&mut self, txn: &WriteTransaction) -> Result<(), StorageError> {
+        let Some((next, end)) = self.reseal.as_ref().map(|reseal| (reseal.next, reseal.end)) else {
+            return Ok(());
+        };
+        let file = Arc::clone(&self.file);
+        let fault = |e: redb::Error| file.fault("write", e);
+        let mut log = txn.open_table(LOG).map_err(|e| fault(e.into()))?;
+        let (mut anew, mut bytes, mut reached) = (Vec::new(), 0, end);
+        for record in log.range(next..end).map_err(|e| fault(e.into()))? {
+            let (index, value) = record.map_err(|e| fault(e.into()))?;
+            let (index, value) = (index.value(), value.value());
+            if anew.len() >= RESEAL_STEP || bytes >= RESEAL_BYTES {
+                reached = index;
+                break;
+            }
+            self.counter += 1;
+            if let Some(record) = file.reseal(self.counter, Place::Log(index), value)? {
+                bytes += record.len();
+                anew.push((index, record));
+            }
+        }
+        for (index, record) in anew {
+            log.insert(index, record.as_slice())
+                .map_err(|e| fault(e.into()))?;
+        }
+        if reached == end {
+            self.reseal_state(txn)?;
+        }
+        if let Some(reseal) = &mut self.reseal {
+            reseal.next = reached;
+        }
+        Ok(())
+    }
+
+    fn reseal_state(&mut self, txn: &WriteTransaction) -> Result<(), StorageError> {
+        let file = Arc::clone(&self.file);
+        let fault = |e: redb::Error| file.fault("write", e);
+        let mut state = txn.open_table(STATE).map_err(|e| fault(e.into()))?;
+        for name in [VOTE, COMMITTED, PURGED] {
+            self.counter += 1;
+            let old = state.get(name).map_err(|e| fault(e.into()))?;
+            let Some(old) = old.map(|record| record.value().to_vec()) else {
+                continue;
+            };
+            if let Some(record) = file.reseal(self.counter, Place::State(name), &old)? {
+                let put = state.insert(name, record.as_slice());
+                put.map(drop).map_err(|e| fault(e.into()))?;
+            }
+        }
+        let mut epochs = txn.open_table(EPOCHS).map_err(|e| fault(e.into()))?;
+        file.forget_epochs(&mut epochs).map_err(fault)
+    }
+
+    /// Tells who waits once everything is sealed anew, and durable.
+    fn end_reseal(&mut self) {
+        if self.failed.is_some() {
+            // Who waits hears that the log is closed.
+            self.reseal = None;
+        }
+        let over = |reseal: &Reseal| reseal.next >= reseal.end && !reseal.done.is_empty();
+        if self.reseal.as_ref().is_some_and(over)
+            && let Some(reseal) = self.reseal.take()
+        {
+            for done in reseal.done {
+                // Who asked may have gone away; it is done all the same.
+                let _ = done.send(());
+            }
+        }
     }
 
     fn seal(
@@ -283,7 +416,11 @@ impl Writer {
     }
 
     /// Tells everyone in the batch, in order; returns who waits for the end.
-    fn answer(&self, batch: Vec<Op>, outcome: Result<(), String>) -> Option<oneshot::Sender<()>> {
+    fn answer(
+        &mut self,
+        batch: Vec<Op>,
+        outcome: Result<(), String>,
+    ) -> Option<oneshot::Sender<()>> {
         let result = || outcome.clone().map_err(io::Error::other);
         let mut closing = None;
         for op in batch {
@@ -297,6 +434,11 @@ impl Writer {
                 Op::Vote { done, .. } => {
                     // The caller may have gone away; the vote stands.
                     let _ = done.send(result());
+                }
+                Op::Rekey { done, .. } => {
+                    if let Some(reseal) = &mut self.reseal {
+                        reseal.done.push(done);
+                    }
                 }
                 Op::Close { done } => closing = Some(done),
                 Op::Committed(_) | Op::Truncate { .. } | Op::Purge(_) => {}
@@ -314,6 +456,7 @@ impl Op {
             | Self::Committed(_)
             | Self::Truncate { .. }
             | Self::Purge(_)
+            | Self::Rekey { .. }
             | Self::Close { .. } => 0,
         }
     }

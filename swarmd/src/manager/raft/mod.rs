@@ -9,13 +9,15 @@
 //!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
 //! membership.rs   who takes part
-//! dir.rs          what lies on disk; encryption.rs how it is sealed; disk.rs real or simulated, as runtime.rs
+//! dir.rs          what lies on disk; encryption.rs how it is sealed, dek_file.rs, rotation.rs by which key
+//! disk.rs         real or simulated, as runtime.rs
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
 
 mod config;
 mod database;
+mod dek_file;
 mod dial;
 mod dir;
 mod disk;
@@ -29,6 +31,7 @@ mod membership;
 mod network;
 mod node;
 mod propose;
+mod rotation;
 mod runtime;
 mod server;
 mod snapshot;
@@ -44,11 +47,13 @@ mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
 pub use dial::{DialError, Dialer, Line, LineError, PlainDialer, manager_endpoint};
+pub(crate) use dir::check_key;
 pub use disk::{Disk, SimulatedDisk, SimulatedFile};
 pub use error::StorageError;
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
+pub(crate) use rotation::RaftKeys;
 pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};
 pub use status::{Leadership, MemberStatus, RaftStatus};

@@ -18,6 +18,7 @@ use super::log_store::LogCloser;
 use super::membership::{Membership, MembershipError};
 use super::network::Network;
 use super::propose::Proposer;
+use super::rotation::RaftKeys;
 use super::server::RaftService;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, Published, StateMachine};
@@ -55,6 +56,7 @@ pub struct RaftNode<M: Machine> {
     id: RaftId,
     proposer: Proposer<M>,
     snapshots: Arc<SnapshotStore>,
+    keys: RaftKeys,
     closer: LogCloser,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -74,14 +76,19 @@ impl<M: Machine> RaftNode<M> {
     ) -> Result<Self, StartError> {
         let settings = Arc::new(config.openraft()?);
         let (disk, state_dir) = (config.disk.clone(), config.state_dir.clone());
-        let new = config.id;
-        let opening = process::blocking(move || RaftDir::open(&disk, &state_dir, new));
+        let (new, seal) = (config.id, config.seal.clone());
+        let opening = process::blocking(move || RaftDir::open(&disk, (&state_dir, seal), new));
         let dir = opening.await.map_err(raft_error)??;
         let id = dir.id;
         let closer = dir.log.closer();
         let wanted = Arc::new(Notify::new());
         let bytes = config.snapshots.bytes;
         let snapshots = Arc::clone(&dir.snapshots);
+        let keys = RaftKeys {
+            dek: dir.dek,
+            log: dir.log.keys(),
+            snapshots: Arc::clone(&snapshots),
+        };
         let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
         let published = state_machine.published();
         let network = Network::new(id, dialer);
@@ -93,6 +100,7 @@ impl<M: Machine> RaftNode<M> {
             raft,
             id,
             snapshots,
+            keys,
             closer,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -167,6 +175,11 @@ impl<M: Machine> RaftNode<M> {
     /// Who takes part.
     pub fn membership(&self) -> Membership<M> {
         Membership::new(self.raft.clone())
+    }
+
+    /// What its files are sealed by.
+    pub(crate) fn keys(&self) -> RaftKeys {
+        self.keys.clone()
     }
 
     /// Takes a snapshot soon.

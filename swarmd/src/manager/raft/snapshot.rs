@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use tokio::sync::Semaphore;
 
 use super::disk::{Disk, DiskFile};
-use super::encryption::Dek;
+use super::encryption::{Dek, DekRing};
 use super::error::StorageError;
 use super::snapshot_file::{SnapshotReader, SnapshotWriter};
 use super::types::{Snapshot, SnapshotMeta};
@@ -28,7 +28,8 @@ const MAX_WORK: usize = 8;
 pub(crate) struct SnapshotStore {
     disk: Disk,
     dir: PathBuf,
-    dek: Arc<Dek>,
+    /// What new ones are sealed by.
+    dek: Mutex<Arc<Dek>>,
     current: Mutex<Option<SnapshotFile>>,
     temporaries: AtomicU64,
     /// Held by work on the files; all of it by who closes.
@@ -59,7 +60,7 @@ impl SnapshotStore {
     ///
     /// # Errors
     /// When the newest snapshot's head can't be read.
-    pub(crate) fn open(disk: &Disk, dir: &Path, dek: Arc<Dek>) -> Result<Self, StorageError> {
+    pub(crate) fn open(disk: &Disk, dir: &Path, deks: &DekRing) -> Result<Self, StorageError> {
         let mut snapshots = Vec::new();
         for path in disk.list(dir)?.unwrap_or_default() {
             match path.extension().and_then(|e| e.to_str()) {
@@ -72,7 +73,7 @@ impl SnapshotStore {
         let store = Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
-            dek,
+            dek: Mutex::new(Arc::clone(deks.newest())),
             current: Mutex::new(None),
             temporaries: AtomicU64::new(0),
             busy: Arc::new(Semaphore::new(MAX_WORK)),
@@ -80,13 +81,13 @@ impl SnapshotStore {
         // Names sort by index.
         if let Some(newest) = snapshots.pop() {
             let file = Arc::new(disk.open(&newest)?);
-            let (_, meta) = SnapshotReader::open(Arc::clone(&file), &newest, &store.dek)?;
+            let (meta, dek) = identify(&file, &newest, deks)?;
             *store.lock() = Some(SnapshotFile {
                 meta,
                 path: newest,
                 file,
                 place: Place::Final,
-                dek: Arc::clone(&store.dek),
+                dek,
             });
             for old in snapshots {
                 disk.remove(&old)?;
@@ -139,7 +140,7 @@ impl SnapshotStore {
     pub(crate) fn create(&self, meta: &SnapshotMeta) -> Result<SnapshotWriter, StorageError> {
         let number = self.temporaries.fetch_add(1, Ordering::Relaxed);
         let path = self.dir.join(format!("unfinished-{number}.{TEMPORARY}"));
-        SnapshotWriter::create(&self.disk, &path, (&self.dek, meta))
+        SnapshotWriter::create(&self.disk, &path, (self.dek(), meta))
     }
 
     /// Ends a snapshot without putting it in place.
@@ -149,20 +150,25 @@ impl SnapshotStore {
         meta: SnapshotMeta,
     ) -> Result<SnapshotFile, StorageError> {
         let path = writer.path().to_owned();
+        let dek = Arc::clone(writer.dek());
         let file = Arc::new(writer.finish()?);
         Ok(SnapshotFile {
             meta,
             path,
             file,
             place: Place::Temporary,
-            dek: Arc::clone(&self.dek),
+            dek,
         })
     }
 
     /// Makes a finished snapshot the current one, unless a newer one is. Returns the current one.
     pub(crate) fn install(&self, mut new: SnapshotFile) -> Result<Snapshot, StorageError> {
-        if !Arc::ptr_eq(&new.dek, &self.dek) {
-            new = self.reseal(&new)?;
+        if !Arc::ptr_eq(&new.dek, &self.dek()) {
+            let resealed = self.reseal(&new)?;
+            if new.place == Place::Temporary && new.path.starts_with(&self.dir) {
+                self.disk.remove(&new.path)?;
+            }
+            new = resealed;
         }
         let mut current = self.lock();
         let newer = current
@@ -193,7 +199,22 @@ impl SnapshotStore {
         })
     }
 
-    /// A copy of another store's snapshot, sealed by this store's key.
+    /// Seals by another key from now on, also the snapshot that is in place.
+    pub(crate) fn rekey(&self, dek: &Arc<Dek>) -> Result<(), StorageError> {
+        *self.dek.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(dek);
+        let current = self.lock().clone();
+        match current {
+            Some(current) if !Arc::ptr_eq(&current.dek, dek) => self.install(current).map(drop),
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    fn dek(&self) -> Arc<Dek> {
+        let dek = self.dek.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(&dek)
+    }
+
+    /// A copy of another store's snapshot, or one from before this one's key, sealed by that key.
     fn reseal(&self, foreign: &SnapshotFile) -> Result<SnapshotFile, StorageError> {
         let mut reader = foreign.read()?;
         let mut writer = self.create(&foreign.meta)?;
@@ -219,6 +240,22 @@ impl SnapshotFile {
         let file = Arc::clone(&self.file);
         SnapshotReader::open(file, &self.path, &self.dek).map(|(reader, _)| reader)
     }
+}
+
+/// What a snapshot holds, and the key that it is sealed by.
+fn identify(
+    file: &Arc<DiskFile>,
+    path: &Path,
+    deks: &DekRing,
+) -> Result<(SnapshotMeta, Arc<Dek>), StorageError> {
+    let mut failed = None;
+    for dek in deks.all() {
+        match SnapshotReader::open(Arc::clone(file), path, dek) {
+            Ok((_, meta)) => return Ok((meta, Arc::clone(dek))),
+            Err(error) => failed = Some(error),
+        }
+    }
+    Err(failed.unwrap_or_else(|| StorageError::damaged(path, "snapshot header", "no key fits")))
 }
 
 fn file_name(meta: &SnapshotMeta) -> String {

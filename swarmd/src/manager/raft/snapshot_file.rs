@@ -36,6 +36,7 @@ const LAST: &[u8] = b"last chunk";
 pub(crate) struct SnapshotWriter {
     file: DiskFile,
     path: PathBuf,
+    dek: Arc<Dek>,
     key: RecordKey,
     counter: u64,
     buffer: Vec<u8>,
@@ -46,7 +47,7 @@ impl SnapshotWriter {
     pub(crate) fn create(
         disk: &Disk,
         path: &Path,
-        (dek, meta): (&Dek, &SnapshotMeta),
+        (dek, meta): (Arc<Dek>, &SnapshotMeta),
     ) -> Result<Self, StorageError> {
         let salt: Salt = random()?;
         let mut file = disk.create_file(path)?;
@@ -58,6 +59,7 @@ impl SnapshotWriter {
             file,
             path: path.to_owned(),
             key: dek.derive(&salt, PURPOSE)?,
+            dek,
             counter: 0,
             buffer: wire::snapshot_meta(meta).encode_to_vec(),
         };
@@ -69,6 +71,11 @@ impl SnapshotWriter {
 
     pub(crate) fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What it is sealed by.
+    pub(crate) fn dek(&self) -> &Arc<Dek> {
+        &self.dek
     }
 
     /// Writes the end and makes the file durable.

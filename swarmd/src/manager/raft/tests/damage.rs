@@ -44,7 +44,7 @@ fn changed(
 
 /// Opens and, if that works, demands that everything is there.
 async fn refused_or_whole(dir: &tempfile::TempDir, all: &[Entry], what: &str) -> Option<String> {
-    match RaftDir::open(&Disk::Real, dir.path(), 1) {
+    match RaftDir::open(&Disk::Real, (dir.path(), Seal::default()), 1) {
         Err(error) => {
             let text = error.to_string();
             assert!(text.contains("raft/"), "{what}: no file named: {text}");

@@ -6,6 +6,7 @@ mod conformance;
 mod damage;
 mod log;
 mod power_cut;
+mod rotation;
 mod single;
 mod snapshots;
 mod store;
@@ -26,7 +27,7 @@ use tokio::sync::Notify;
 
 use super::dir::RaftDir;
 use super::disk::Disk;
-use super::encryption::Dek;
+use super::encryption::{Dek, DekRing};
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::node::RaftNode;
@@ -34,6 +35,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::StateMachine;
 use super::types::{Command, Entry, EntryPayload, LogId, Types, Vote};
 use super::{Machine, MachineError, Member, RaftConfig, SnapshotLimits, Timing};
+use crate::seal::Seal;
 
 /// A machine that remembers the commands it applied, by index.
 #[derive(Debug, Default)]
@@ -142,6 +144,7 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
         disk: Disk::Real,
         timing: Timing::default(),
         snapshots: SnapshotLimits::default(),
+        seal: Seal::default(),
     }
 }
 
@@ -179,16 +182,24 @@ pub(super) async fn close(log: LogStore) {
 }
 
 pub(super) fn open(dir: &Path) -> RaftDir {
-    RaftDir::open(&Disk::Real, dir, 1).unwrap()
+    RaftDir::open(&Disk::Real, (dir, Seal::default()), 1).unwrap()
 }
 
 pub(super) fn open_error(dir: &Path) -> String {
-    RaftDir::open(&Disk::Real, dir, 1).unwrap_err().to_string()
+    RaftDir::open(&Disk::Real, (dir, Seal::default()), 1)
+        .unwrap_err()
+        .to_string()
 }
 
 pub(super) fn new_log(db: redb::Database, dek: &Dek) -> LogStore {
     let file = LogFile::create_in(db, Path::new("log.redb"), dek).unwrap();
     LogStore::over(file, Loaded::default()).unwrap()
+}
+
+/// One key that is used for all.
+pub(super) fn ring(dek: &Dek) -> DekRing {
+    let dek = Dek::from_bytes(dek.expose()).unwrap();
+    DekRing::new(Arc::new(dek), None)
 }
 
 pub(super) fn vote(term: u64) -> Vote {

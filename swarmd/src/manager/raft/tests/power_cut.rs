@@ -11,7 +11,7 @@ use redb::StorageBackend;
 use super::*;
 
 #[derive(Debug, Clone)]
-enum Step {
+pub(super) enum Step {
     Write(u64, Vec<u8>),
     SetLen(u64),
     Sync,
@@ -19,7 +19,7 @@ enum Step {
 
 /// A disk in memory that keeps its history.
 #[derive(Debug, Clone, Default)]
-struct Disk {
+pub(super) struct Disk {
     content: Arc<Mutex<Vec<u8>>>,
     history: Arc<Mutex<Vec<Step>>>,
     full: Arc<AtomicBool>,
@@ -63,14 +63,18 @@ impl Disk {
         Ok(())
     }
 
-    fn database(&self) -> redb::Database {
+    pub(super) fn database(&self) -> redb::Database {
         redb::Builder::new()
             .create_with_backend(self.clone())
             .unwrap()
     }
 
-    fn now(&self) -> usize {
+    pub(super) fn now(&self) -> usize {
         self.history.lock().unwrap().len()
+    }
+
+    pub(super) fn history(&self) -> Vec<Step> {
+        self.history.lock().unwrap().clone()
     }
 }
 
@@ -86,7 +90,7 @@ fn play(content: &mut Vec<u8>, step: &Step) {
 }
 
 /// What may be on the disk after a cut at step `at`.
-fn image(history: &[Step], at: usize, rng: &mut StdRng) -> Vec<u8> {
+pub(super) fn image(history: &[Step], at: usize, rng: &mut StdRng) -> Vec<u8> {
     let (before, _) = history.split_at(at);
     let synced = before
         .iter()
@@ -135,7 +139,7 @@ async fn what_was_acknowledged_survives_a_power_cut_at_any_moment() {
         }
     }
     close(log).await;
-    let history = disk.history.lock().unwrap().clone();
+    let history = disk.history();
     let mut rng = StdRng::seed_from_u64(7);
     for cut in (start..=history.len()).step_by(3) {
         check_cut(&image(&history, cut, &mut rng), cut, &acked, &dek);
@@ -146,7 +150,7 @@ fn check_cut(image: &[u8], cut: usize, acked: &[(usize, u64)], dek: &Dek) {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("log.redb");
     std::fs::write(&path, image).unwrap();
-    let opened = LogFile::open(&super::Disk::Real, &path, (dek, Path::new("dek")));
+    let opened = LogFile::open(&super::Disk::Real, &path, (&ring(dek), Path::new("dek")));
     let (_, loaded) = opened.unwrap_or_else(|e| panic!("cut at step {cut}: {e}"));
     let durable = acked.iter().rfind(|(step, _)| *step <= cut);
     let found = loaded.last.map(|id| id.index);
@@ -173,7 +177,7 @@ async fn a_cut_in_the_middle_of_a_truncation_and_a_purge_leaves_no_hole() {
         next += 12;
     }
     close(log).await;
-    let history = disk.history.lock().unwrap().clone();
+    let history = disk.history();
     let mut rng = StdRng::seed_from_u64(8);
     for cut in start..=history.len() {
         // Opening checks that there is no hole.
