@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! raft/id           this member's number, chosen when the directory was made
+//! raft/epoch        which life of the cluster it takes part in, see gate.rs
 //! raft/dek          data encryption key
 //! raft/log.redb     log, vote, positions
 //! raft/snapshots/   snapshot-<index>-<term>.snap
@@ -20,19 +21,21 @@ use std::sync::Arc;
 use ring::digest::{SHA256, digest};
 
 use super::encryption::Dek;
+use super::epoch::Epoch;
 use super::error::StorageError;
 use super::files;
+use super::gate::Gate;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
 use super::types::RaftId;
 
-const DIR: &str = "raft";
+pub(crate) const DIR: &str = "raft";
 const NEW_DIR: &str = "raft.new";
-const ID: &str = "id";
-const DEK: &str = "dek";
-const LOG: &str = "log.redb";
-const SNAPSHOTS: &str = "snapshots";
+pub(crate) const ID: &str = "id";
+pub(crate) const DEK: &str = "dek";
+pub(crate) const LOG: &str = "log.redb";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 
 /// The open parts of a raft directory.
 #[derive(Debug)]
@@ -40,15 +43,17 @@ pub(crate) struct RaftDir {
     pub(crate) id: RaftId,
     pub(crate) log: LogStore,
     pub(crate) snapshots: Arc<SnapshotStore>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl RaftDir {
-    /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
+    /// Opens `state_dir/raft`, which is made, for member `new` of no epoch yet, when it doesn't exist. Blocks on the disk.
     pub(crate) fn open(state_dir: &Path, new: RaftId) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
         if !is_present(&dir)? {
             return create(state_dir, &dir, new);
         }
+        let gate = Arc::new(Gate::open(&dir)?);
         let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
         let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
         for path in [&id_path, &dek_path, &log_path, &snapshots_path] {
@@ -64,7 +69,12 @@ impl RaftDir {
         let log = LogStore::over(log, loaded)?;
         let snapshots = Arc::new(SnapshotStore::open(&snapshots_path, dek)?);
         let id = read_id(&id_path)?;
-        let opened = Self { id, log, snapshots };
+        let opened = Self {
+            id,
+            log,
+            snapshots,
+            gate,
+        };
         opened.check_tail(&log_path)?;
         Ok(opened)
     }
@@ -95,7 +105,7 @@ impl RaftDir {
 }
 
 /// True if there is a raft directory with anything in it.
-fn is_present(dir: &Path) -> Result<bool, StorageError> {
+pub(crate) fn is_present(dir: &Path) -> Result<bool, StorageError> {
     match std::fs::read_dir(dir) {
         Ok(mut entries) => Ok(entries.next().is_some()),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(false),
@@ -104,7 +114,7 @@ fn is_present(dir: &Path) -> Result<bool, StorageError> {
 }
 
 /// The number with a check: with another one the manager would wait for a cluster that does not know it.
-fn id_text(id: RaftId) -> String {
+pub(crate) fn id_text(id: RaftId) -> String {
     let hash = digest(&SHA256, &id.to_be_bytes());
     let check = hash
         .as_ref()
@@ -114,7 +124,7 @@ fn id_text(id: RaftId) -> String {
     format!("{id} {}\n", check.collect::<String>())
 }
 
-fn read_id(path: &Path) -> Result<RaftId, StorageError> {
+pub(crate) fn read_id(path: &Path) -> Result<RaftId, StorageError> {
     let text = std::fs::read(path).map_err(StorageError::io("read", path))?;
     let text = String::from_utf8_lossy(&text);
     let id = text.split(' ').next().and_then(|id| id.parse().ok());
@@ -135,6 +145,7 @@ fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageEr
     files::create_dir(&new)?;
     files::create_dir(&new.join(SNAPSHOTS))?;
     files::write_new(&new.join(ID), id_text(id).as_bytes())?;
+    Gate::create(&new, Epoch::NONE)?;
     let dek = Dek::generate()?;
     dek.write_new(&new.join(DEK))?;
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
@@ -146,5 +157,6 @@ fn create(state_dir: &Path, dir: &Path, id: RaftId) -> Result<RaftDir, StorageEr
         id,
         log: LogStore::over(log, Loaded::default())?,
         snapshots: Arc::new(SnapshotStore::open(&dir.join(SNAPSHOTS), Arc::new(dek))?),
+        gate: Arc::new(Gate::open(dir)?),
     })
 }

@@ -10,6 +10,8 @@
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
 //! membership.rs   who takes part
 //! dir.rs          what lies on disk; encryption.rs how it is sealed
+//! gate.rs         no message between the lives of a cluster (epoch.rs) gets through
+//! offline.rs      what a stopped member knew; rebuild.rs a new cluster of one out of that; former.rs who was left behind
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
@@ -19,8 +21,11 @@ mod database;
 mod dial;
 mod dir;
 mod encryption;
+mod epoch;
 mod error;
 mod files;
+mod former;
+mod gate;
 mod log_file;
 mod log_store;
 mod log_tail;
@@ -28,7 +33,9 @@ mod log_writer;
 mod membership;
 mod network;
 mod node;
+mod offline;
 mod propose;
+mod rebuild;
 mod server;
 mod snapshot;
 mod snapshot_file;
@@ -43,10 +50,18 @@ mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
 pub use dial::{DialError, Dialer, PlainDialer, manager_endpoint};
+pub(crate) use dir::DIR;
+pub use epoch::Epoch;
 pub use error::StorageError;
+pub(crate) use former::{Former, read as read_former, write as write_former};
+pub use gate::Fenced;
+pub(crate) use gate::{Gate, Sender, put as put_epoch};
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
+pub(crate) use offline::{Kind, Survey, Surveyed, SurveyedEntry};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
+pub(crate) use rebuild::{Rebuilt, forget, is_forced, put_in_place, settle};
+pub(crate) use server::FencedService;
 pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};
 pub use status::{Leadership, MemberStatus, RaftStatus};

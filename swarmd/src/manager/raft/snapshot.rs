@@ -18,7 +18,7 @@ use super::files;
 use super::snapshot_file::{SnapshotReader, SnapshotWriter};
 use super::types::{Snapshot, SnapshotMeta};
 
-const SUFFIX: &str = "snap";
+pub(crate) const SUFFIX: &str = "snap";
 const TEMPORARY: &str = "tmp";
 /// Snapshots written or read at once: one that is built, one that comes in, with room.
 const MAX_WORK: usize = 8;
