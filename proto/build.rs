@@ -39,6 +39,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         .bytes(".swarm.v1.RaftEntry.command")
         .bytes(".swarm.v1.RaftSnapshotChunk.data")
         .bytes(".swarm.v1.ImportImagesRequest.data")
+        .bytes(".swarm.v1.BackupPart.data")
         .codec_path("crate::codec::Codec")
         .compile_fds(descriptors)?;
     Ok(())

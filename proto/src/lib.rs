@@ -8,6 +8,7 @@
 //!   parts that the scheduler reads, [`task_state`] the life of a task and who may move it.
 //! - [`unserved`]: what specs may ask for and no node of this version does.
 //! - [`log_driver`]: what becomes of a container's output.
+//! - [`json`]: any message as JSON, by its descriptors.
 //! - [`amount`]: sizes, counts and times as texts.
 //! - [`reference`](mod@reference), [`signal`], [`privileges`], [`registry_auth`]: small languages
 //!   inside a container's spec.
@@ -44,6 +45,7 @@ mod generic;
 mod health;
 pub mod id;
 mod invalid;
+pub mod json;
 pub mod log_driver;
 mod mounts;
 pub mod name;

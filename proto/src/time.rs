@@ -1,6 +1,6 @@
 //! Points in time as the log holds them.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use prost_types as wkt;
 
@@ -80,6 +80,55 @@ pub fn duration_to_wire(duration: Duration) -> wkt::Duration {
         seconds: i64::try_from(duration.as_secs()).unwrap_or(i64::MAX),
         nanos: i32::try_from(duration.subsec_nanos()).unwrap_or(0),
     }
+}
+
+/// The moment a wire timestamp names; `None` for one outside the machine's calendar.
+pub fn moment(timestamp: &wkt::Timestamp) -> Option<SystemTime> {
+    let seconds = Duration::from_secs(timestamp.seconds.unsigned_abs());
+    let whole = if timestamp.seconds < 0 {
+        UNIX_EPOCH.checked_sub(seconds)?
+    } else {
+        UNIX_EPOCH.checked_add(seconds)?
+    };
+    whole.checked_add(Duration::from_nanos(u64::try_from(timestamp.nanos).ok()?))
+}
+
+/// RFC 3339 in UTC, to the nanosecond where it matters; empty for no time.
+pub fn rfc3339(timestamp: Option<&wkt::Timestamp>) -> String {
+    // The formatter's calendar ends with the year 9999.
+    const YEAR_10000: i64 = 253_402_300_800;
+    timestamp
+        .filter(|timestamp| (0..YEAR_10000).contains(&timestamp.seconds))
+        .and_then(moment)
+        .map(|moment| humantime::format_rfc3339(moment).to_string())
+        .unwrap_or_default()
+}
+
+/// A wire duration in the form the flags take.
+pub fn span(duration: &wkt::Duration) -> String {
+    let seconds = duration.seconds.unsigned_abs();
+    let nanos = duration.nanos.unsigned_abs();
+    let sign = if duration.seconds < 0 || duration.nanos < 0 {
+        "-"
+    } else {
+        ""
+    };
+    let (hours, minutes, rest) = (seconds / 3_600, seconds % 3_600 / 60, seconds % 60);
+    let mut text = String::new();
+    for (count, unit) in [(hours, "h"), (minutes, "m")] {
+        if count > 0 {
+            text.push_str(&format!("{count}{unit}"));
+        }
+    }
+    if nanos > 0 && seconds == 0 && nanos.is_multiple_of(1_000_000) {
+        text.push_str(&format!("{}ms", nanos / 1_000_000));
+    } else if nanos > 0 {
+        let fraction = format!("{nanos:09}");
+        text.push_str(&format!("{rest}.{}s", fraction.trim_end_matches('0')));
+    } else if rest > 0 || text.is_empty() {
+        text.push_str(&format!("{rest}s"));
+    }
+    format!("{sign}{text}")
 }
 
 #[cfg(test)]

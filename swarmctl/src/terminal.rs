@@ -128,7 +128,12 @@ impl Stream {
 
     /// Writes `text` as it is.
     pub(crate) fn text(&mut self, text: &str) -> io::Result<()> {
-        written(&self.writer, text)
+        written(&self.writer, text.as_bytes())
+    }
+
+    /// Writes what is no text.
+    pub(crate) fn bytes(&mut self, bytes: &[u8]) -> io::Result<()> {
+        written(&self.writer, bytes)
     }
 
     /// Writes `line` and a newline.
@@ -137,9 +142,9 @@ impl Stream {
     }
 }
 
-fn written(writer: &Writer, text: &str) -> io::Result<()> {
+fn written(writer: &Writer, bytes: &[u8]) -> io::Result<()> {
     let mut writer = locked(writer);
-    writer.write_all(text.as_bytes())?;
+    writer.write_all(bytes)?;
     writer.flush()
 }
 
@@ -210,7 +215,7 @@ impl TermLike for Screen {
 
     fn flush(&self) -> io::Result<()> {
         let frame = std::mem::take(&mut *locked(&self.frame));
-        written(&self.writer, &frame)
+        written(&self.writer, frame.as_bytes())
     }
 }
 

@@ -419,3 +419,40 @@ async fn help_has_examples_and_exit_codes_and_completions_are_scripts() {
     assert_eq!(code, ExitCode::Usage);
     assert!(error.contains("unrecognized subcommand"), "{error}");
 }
+
+#[tokio::test]
+async fn a_backup_is_whole_and_private_or_not_there() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let shell = Shell::new().await;
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("c.backup");
+    let line = format!("swarmctl cluster backup {}", file.display());
+    // The fake manager ends early as long as it has no service.
+    let (_, told, code) = shell.run(&line).await;
+    assert!(told.contains("ended early, after 10 bytes"), "{told}");
+    assert_eq!(code, ExitCode::Refused);
+    let left: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert!(left.is_empty(), "{left:?}");
+
+    let create = "swarmctl service create --detach --name web --image nginx";
+    assert_eq!(shell.run(create).await.2, ExitCode::Ok);
+    let (out, told, code) = shell.run(&line).await;
+    assert_eq!((out.as_str(), code), ("", ExitCode::Ok), "{told}");
+    assert!(told.contains("log entry 7: 2 nodes"), "{told}");
+    assert!(told.contains("CA key"), "{told}");
+    assert_eq!(std::fs::read(&file).unwrap(), b"0123456789");
+    let mode = std::fs::metadata(&file).unwrap().permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+
+    let (_, told, code) = shell.run(&line).await;
+    assert_eq!(code, ExitCode::Local);
+    assert!(
+        told.contains("exists; name another file, or say --force"),
+        "{told}"
+    );
+    let (_, told, code) = shell.run(&format!("{line} --force")).await;
+    assert_eq!(code, ExitCode::Ok, "{told}");
+    let (out, _, _) = shell.run("swarmctl cluster backup -").await;
+    assert_eq!(out, "0123456789");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 1);
+}

@@ -34,6 +34,8 @@ pub const TICK: Duration = Duration::from_millis(50);
         swarmd --autolock                                              start one whose managers need a key to start again\n  \
         swarmd --unlock-key-file /media/usb/swarm-key                  start a locked manager\n  \
         swarmd -d ./node-1 --listen-control-api ./node-1/swarm.sock --hostname node-1\n  \
+        swarmd --force-new-cluster                                     go on with this manager alone\n  \
+        swarmd restore cluster.backup                                  make a cluster from a backup\n  \
         swarmd doctor                                                  say what this host lacks\n  \
         swarmd leave                                                   leave the cluster and empty this node\n\n\
         Stopping swarmd (SIGTERM, SIGINT) leaves its containers running; it adopts them at its next start."
@@ -83,6 +85,18 @@ pub enum Command {
         after_help = "Exit codes: 0 it does, 1 it does not or can't be reached, 2 wrong settings"
     )]
     Healthcheck,
+    /// Make this host the only manager of a cluster, from a backup (`swarmctl cluster backup`); swarmd must not run
+    #[command(after_help = RESTORE_HELP)]
+    Restore {
+        /// The backup
+        file: PathBuf,
+        /// Only check the file to its end, and say what it is of
+        #[arg(long)]
+        check: bool,
+    },
+    /// Look into the log of a manager that does not run
+    #[command(subcommand)]
+    Raft(RaftCommand),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -94,6 +108,51 @@ pub enum Command {
         dir: PathBuf,
     },
 }
+
+const RESTORE_HELP: &str = "\
+Examples:
+  swarmd restore cluster.backup --state-dir /var/lib/swarmd --advertise-remote-api 10.0.0.9:4242
+  swarmd restore --check cluster.backup
+
+The state directory must be empty. This host becomes a new node, a manager with a certificate of the cluster's own CA; all
+nodes, services and tasks of the backup are there, and workers that reach this host keep their containers. Managers of the
+backup are none any more: they are told so where they can be reached, and join again after `swarmd leave --force`.";
+
+/// What `swarmd raft` does.
+#[derive(Debug, Subcommand)]
+pub enum RaftCommand {
+    /// Show what a stopped manager's state directory holds, as JSON; nothing in it is changed
+    #[command(after_help = DUMP_HELP)]
+    Dump(Dump),
+}
+
+/// What is shown.
+#[derive(Debug, Clone, Default, Args)]
+pub struct Dump {
+    /// Show the entries of the log
+    #[arg(long)]
+    pub entries: bool,
+    /// Show the objects, as they are after all entries on disk
+    #[arg(long)]
+    pub objects: bool,
+    /// Only objects of this kind: cluster, node, service or task
+    #[arg(long, value_name = "KIND", value_parser = ["cluster", "node", "service", "task"], requires = "objects")]
+    pub kind: Option<String>,
+    /// Only objects whose ID begins so
+    #[arg(long, value_name = "ID", requires = "objects")]
+    pub id: Option<String>,
+    /// Show CA keys, join tokens, unlock keys and credentials too
+    #[arg(long)]
+    pub show_secrets: bool,
+}
+
+const DUMP_HELP: &str = "\
+Examples:
+  swarmd raft dump --state-dir /var/lib/swarmd
+  swarmd raft dump --objects --kind service
+  swarmd raft dump --entries | jq '.entries[-1]'
+
+Exit codes: 0 all could be read, 1 something could not and is named under \"problems\", 2 wrong settings";
 
 /// SwarmKit's flags for what this version has not got: told by name, rather than as unknown.
 #[derive(Debug, Clone, Default, Args)]
@@ -160,8 +219,8 @@ struct Settings {
     /// Manager to join through (host:port); only needed the first time
     #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDR")]
     join_addr: Option<String>,
-    /// Start a cluster of one manager anew from its state, with a new certificate; also when its own
-    /// has expired
+    /// Go on with this manager alone, from all that its log holds: for a cluster that lost the majority of its managers.
+    /// Also gives a manager whose certificate has expired a new one. For one start; the other managers are fenced
     #[arg(long, env = "SWARMD_FORCE_NEW_CLUSTER")]
     #[serde(default)]
     force_new_cluster: bool,
@@ -239,10 +298,20 @@ struct Settings {
     availability: Option<String>,
     /// Address (host:port) that other nodes reach this one at [default: as the leader sees it; where a
     /// cluster starts, the first address of this host]
-    #[arg(long, env = "SWARMD_ADVERTISE_REMOTE_API", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "SWARMD_ADVERTISE_REMOTE_API",
+        value_name = "ADDR",
+        global = true
+    )]
     advertise_remote_api: Option<String>,
     /// Address that the manager API listens on [default: 0.0.0.0:4242]
-    #[arg(long, env = "SWARMD_LISTEN_REMOTE_API", value_name = "ADDR")]
+    #[arg(
+        long,
+        env = "SWARMD_LISTEN_REMOTE_API",
+        value_name = "ADDR",
+        global = true
+    )]
     listen_remote_api: Option<String>,
     /// Path of the local control socket [default: /var/run/swarmd.sock]
     #[arg(

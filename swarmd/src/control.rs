@@ -62,6 +62,9 @@ async fn ask_health(socket: &Path) -> Result<String, String> {
     let node = node
         .map_err(|status| status.message().to_owned())?
         .into_inner();
+    if !node.fenced.is_empty() {
+        return Err(node.fenced);
+    }
     let mut leader = true;
     if node.role == "manager" {
         let request = pb::HealthCheckRequest {

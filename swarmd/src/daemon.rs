@@ -17,8 +17,8 @@ use tokio_util::sync::CancellationToken;
 use tracing_subscriber::EnvFilter;
 
 use crate::clock::Clock;
-use crate::config::{Cli, Command, Config, no_colour};
-use crate::{control, doctor, host, node, service_manager};
+use crate::config::{Cli, Command, Config, RaftCommand, no_colour};
+use crate::{control, doctor, dump, host, node, restore, service_manager};
 
 /// Runs what the command line asks for.
 pub fn run() -> ExitCode {
@@ -26,7 +26,14 @@ pub fn run() -> ExitCode {
     match &cli.command {
         Some(Command::Completion { shell }) => return completion(*shell),
         Some(Command::Man { dir }) => return manual(dir),
-        Some(Command::Leave { .. } | Command::Doctor | Command::Healthcheck) | None => {}
+        Some(
+            Command::Leave { .. }
+            | Command::Doctor
+            | Command::Healthcheck
+            | Command::Restore { .. }
+            | Command::Raft(_),
+        )
+        | None => {}
     }
     // Before there are other threads.
     host::tune_allocator();
@@ -79,6 +86,22 @@ fn act(cli: &Cli) -> ExitCode {
             true => Ok(()),
             false => return ExitCode::FAILURE,
         },
+        Some(Command::Restore { file, check }) => match check {
+            true => restore::check(file).map(said).map_err(Into::into),
+            false => runtime.block_on(restored(file, &config)),
+        },
+        Some(Command::Raft(RaftCommand::Dump(what))) => {
+            match dump::run(&config.state_dir, config.unlock_key.as_ref(), what) {
+                Ok(dump::Dumped { text, whole }) => {
+                    said(text);
+                    match whole {
+                        true => Ok(()),
+                        false => return ExitCode::FAILURE,
+                    }
+                }
+                Err(error) => Err(error.into()),
+            }
+        }
         Some(Command::Completion { .. } | Command::Man { .. }) => Ok(()),
     };
     match result {
@@ -179,5 +202,20 @@ async fn leave(config: &Config, force: bool) -> Result<(), Box<dyn std::error::E
 )]
 async fn health(config: &Config) -> Result<(), Box<dyn std::error::Error>> {
     println!("{}", control::health(&config.listen_control_api).await?);
+    Ok(())
+}
+
+/// The answer to who asked. That it is not read to its end is the reader's choice.
+fn said(text: String) {
+    let _ = writeln!(std::io::stdout(), "{text}");
+}
+
+async fn restored(file: &Path, config: &Config) -> Result<(), Box<dyn std::error::Error>> {
+    let availability = node::first_availability(config).await;
+    let (file, config) = (file.to_owned(), config.clone());
+    let work = tokio::task::spawn_blocking(move || {
+        restore::restore(&file, &config, availability, &Clock::real())
+    });
+    said(work.await??);
     Ok(())
 }

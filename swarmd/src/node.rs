@@ -34,7 +34,8 @@ use crate::ca::{
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
 use crate::images::{LocalImages, RegistryResolver};
-use crate::manager::raft::{Start, Timing};
+use crate::manager::raft::{Fenced, FencedService, Gate, Start, StorageError, Timing};
+use crate::manager::recovery::{self, Forced};
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::seal::{Seal, Sealing};
@@ -68,6 +69,12 @@ pub enum NodeError {
     /// Consensus.
     #[error(transparent)]
     Raft(#[from] crate::manager::raft::StartError),
+    /// The log on disk.
+    #[error(transparent)]
+    Log(#[from] StorageError),
+    /// Starting a cluster anew.
+    #[error(transparent)]
+    Recovery(#[from] recovery::RecoveryError),
     /// Founding a cluster.
     #[error(transparent)]
     Bootstrap(#[from] bootstrap::BootstrapError),
@@ -106,19 +113,22 @@ pub enum NodeError {
 ///
 /// # Errors
 /// Why it did not start, or had to stop.
-pub async fn run(config: Config, cancel: CancellationToken) -> Result<(), NodeError> {
+pub async fn run(mut config: Config, cancel: CancellationToken) -> Result<(), NodeError> {
     host::raise_file_limit();
     let mut promoted = false;
     // A key that was given once is not asked for again when only the role changes.
     let seal = Seal::default();
     loop {
         // What runs is stopped by its own token: the node may go on after it.
-        let config = config.clone();
-        let end = run_once((config, seal.clone()), cancel.child_token(), promoted).await?;
+        let given = (config.clone(), seal.clone());
+        let end = run_once(given, cancel.child_token(), promoted).await?;
         match end {
             End::Role(role) if !cancel.is_cancelled() => promoted = role == Role::Manager,
-            End::Role(_) | End::Stopped | End::Left => return Ok(()),
+            End::Fenced if !cancel.is_cancelled() => promoted = false,
+            End::Role(_) | End::Fenced | End::Stopped | End::Left => return Ok(()),
         }
+        // An order is carried out once.
+        config.force_new_cluster = false;
     }
 }
 
@@ -130,6 +140,8 @@ async fn run_once(
 ) -> Result<End, NodeError> {
     let clock = Clock::real();
     let state = StateDir::open(&config.state_dir)?;
+    state.check_restored()?;
+    recovery::settle(state.path())?;
     let mut socket = ControlSocket::bind(&config.listen_control_api, clock.clone()).await?;
     let lock = Lock {
         state_dir: state.path().to_owned(),
@@ -161,6 +173,13 @@ async fn run_once(
     match known {
         Known::Identity(identity) if identity.role() == Role::Worker => {
             run_worker(site, socket, identity).await
+        }
+        Known::Identity(identity) if !site.config.force_new_cluster => {
+            let gate = Gate::of_state_dir(site.state.path())?;
+            match gate.and_then(|gate| Some((gate.fenced()?, gate))) {
+                Some(fenced) => run_fenced(site, socket, identity, fenced).await,
+                None => run_manager(site, socket, Known::Identity(identity)).await,
+            }
         }
         Known::Identity(_) | Known::Founder { .. } => run_manager(site, socket, known).await,
     }
@@ -279,7 +298,7 @@ fn known_identity(
 }
 
 /// A node that can't run containers joins drained: visible, and given nothing.
-async fn first_availability(config: &Config) -> Availability {
+pub(crate) async fn first_availability(config: &Config) -> Availability {
     match config.executor {
         ExecutorKind::Simulated => return config.availability,
         ExecutorKind::None => return Availability::Drain,
@@ -333,7 +352,45 @@ async fn run_worker(
     running.serve_metrics(None).await?;
     running.remember_managers();
     running.tell_ready(Role::Worker);
-    let end = running.until_end(None).await;
+    let end = running.until_end(None, std::future::pending()).await;
+    running.stop(None, end).await
+}
+
+/// A manager that is fenced: it goes on with its tasks, tells who asks what happened, and waits for the operator.
+async fn run_fenced(
+    site: Site,
+    socket: ControlSocket,
+    identity: NodeIdentity,
+    (fenced, gate): (Fenced, Gate),
+) -> Result<End, NodeError> {
+    tracing::error!(epoch = %fenced.own, by = %fenced.by, "{fenced}");
+    let listen = site.config.listen_remote_api;
+    let listener = TcpListener::bind(listen).await;
+    let listener = listener.map_err(|reason| NodeError::Listen {
+        addr: listen,
+        reason,
+    })?;
+    let security = SecurityConfig::new(identity, site.clock.clone())?;
+    let mut managers = fenced.managers.clone();
+    managers.extend(site.config.join_addr.clone());
+    managers.extend(site.state.remembered_manager()?);
+    let (mut running, ports) = start(site, security, managers).await?;
+    let ask = AskManager::new(ports.managers.clone()).because(fenced.to_string());
+    let cluster = ClusterState::Elsewhere(ask.clone());
+    let operator = ports.operator(running.security.clone(), cluster);
+    let images = LocalImages::new(Arc::clone(&running.executor));
+    let gate = Arc::new(gate);
+    let news = gate.until_news();
+    let routes = worker_api::routes(operator, images, ask);
+    running.serve_socket(socket, routes.add_service(server::no_leader()), None);
+    running.serve_remote(
+        (listen, Some(listener)),
+        server::fenced(FencedService(gate)),
+        None,
+    );
+    running.serve_metrics(None).await?;
+    running.tell_fenced(&fenced);
+    let end = running.until_end(None, news).await;
     running.stop(None, end).await
 }
 
@@ -364,7 +421,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let mut managers: Vec<String> = site.state.joining()?.into_iter().collect();
     managers.push(own);
     let (mut running, ports) = start(site, security, managers).await?;
-    let cluster = ClusterState::Here(manager.store().clone());
+    let cluster = ClusterState::Here(manager.store().clone(), manager.backups());
     let known = ports.managers.clone();
     let operator = ports.operator(running.security.clone(), cluster);
     let routes = server::routes(&manager, operator);
@@ -373,7 +430,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let images = LocalImages::new(Arc::clone(&running.executor)).into_server();
     let local = routes.clone().add_service(images);
     running.serve_socket(socket, local, Some(Arc::clone(&forwarder)));
-    running.serve_remote((listen, listener), routes, (&manager, forwarder));
+    running.serve_remote((listen, listener), routes, Some((&manager, forwarder)));
     running.serve_metrics(Some(&manager)).await?;
     running.join_managers(&manager, known)?;
     running.tell_ready(Role::Manager);
@@ -381,7 +438,10 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     running.tasks.spawn(duties.run(running.cancel.clone()));
     let keeper = manager.keeper(seal, dir, Arc::clone(&running.renew_now));
     running.tasks.spawn(keeper.run(running.cancel.clone()));
-    let end = running.until_end(Some(&manager)).await;
+    running.tell_former(&manager);
+    let fenced = manager.fenced();
+    let fenced = async move { drop(fenced.await) };
+    let end = running.until_end(Some(&manager), fenced).await;
     running.stop(Some(manager), end).await
 }
 
@@ -409,10 +469,16 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             state.begin_bootstrap()?;
             unlock_key = first_unlock_key(config, seal)?;
         }
-        Start::Join if !state.has_raft() => begin_join(state, config)?,
         Start::Join => {}
     }
     let addr = host::advertised(config);
+    if let Known::Identity(identity) = &known {
+        if config.force_new_cluster {
+            force_new_cluster(site, identity, addr.clone()).await?;
+        } else if !state.has_raft() {
+            begin_join(state, config)?;
+        }
+    }
     let manager_config = ManagerConfig {
         node_id,
         state_dir: state.path().to_owned(),
@@ -431,7 +497,10 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         Known::Identity(old) if config.force_new_cluster => {
             start_anew(site, &manager, &old).await?
         }
-        Known::Identity(identity) => identity,
+        Known::Identity(identity) => {
+            recovery::proved(state.path())?;
+            identity
+        }
         Known::Founder {
             node_id,
             availability,
@@ -491,19 +560,44 @@ fn begin_join(state: &StateDir, config: &Config) -> Result<(), NodeError> {
     Ok(state.begin_join(&via)?)
 }
 
+/// Makes this manager the only one of its cluster, before anything is started on its log.
+async fn force_new_cluster(
+    site: &Site,
+    identity: &NodeIdentity,
+    addr: String,
+) -> Result<(), NodeError> {
+    let (path, clock) = (site.state.path().to_owned(), site.clock.clone());
+    let seal = site.seal.clone();
+    let who = (identity.node_id(), identity.cluster_id());
+    let forced = tokio::task::spawn_blocking(move || {
+        recovery::force_new_cluster(&path, who, vec![addr], (&seal, &clock))
+    });
+    let forced = forced
+        .await
+        .map_err(|e| NodeError::Refused(e.to_string()))??;
+    // A member of consensus by its own log, and no joiner any more.
+    site.state.end_join()?;
+    match forced {
+        Forced::Alone => {}
+        Forced::Before => tracing::warn!(
+            "--force-new-cluster was carried out by an earlier start and is not again; leave it out"
+        ),
+        Forced::Now { epoch, left } => tracing::warn!(
+            %epoch,
+            left_behind = left,
+            "the cluster goes on with this manager alone, from all that its log holds; the other managers are fenced when \
+             they are heard of: `swarmd leave --force` on them and join again, or `swarmctl node demote` and `promote` them"
+        ),
+    }
+    Ok(())
+}
+
 /// Gives the only manager of a cluster a new certificate.
 async fn start_anew(
     site: &Site,
     manager: &Manager,
     old: &NodeIdentity,
 ) -> Result<NodeIdentity, NodeError> {
-    let members = manager.membership().status().members.len();
-    if members > 1 {
-        return Err(NodeError::Refused(format!(
-            "--force-new-cluster: this manager is one of {members}, and this version starts only a \
-             cluster of one manager anew; start the others"
-        )));
-    }
     let identity = bootstrap::reissue(manager.store(), &site.clock, old).await?;
     identity_dir(site).store(&identity)?;
     tracing::warn!(

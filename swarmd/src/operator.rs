@@ -8,6 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::agent::AgentStatus;
 use crate::ca::{Role, SecurityConfig};
+use crate::manager::backup;
 use crate::manager::writer::Store;
 use crate::worker_api::AskManager;
 
@@ -33,9 +34,18 @@ pub struct LeaveOrder {
 #[derive(Debug, Clone)]
 pub enum ClusterState {
     /// This node is a manager.
-    Here(Store),
-    /// This node is a worker.
+    Here(Store, backup::Source),
+    /// This node is a worker, or a manager that is fenced.
     Elsewhere(AskManager),
+}
+
+impl ClusterState {
+    fn store(&self) -> Result<(&Store, &backup::Source), Status> {
+        match self {
+            Self::Here(store, backups) => Ok((store, backups)),
+            Self::Elsewhere(ask) => Err(ask.refusal()),
+        }
+    }
 }
 
 /// Serves `Operator` on this node.
@@ -69,14 +79,25 @@ impl Operator {
 
 #[tonic::async_trait]
 impl Service for Operator {
+    type BackupStream = backup::Pieces;
+
+    async fn backup(
+        &self,
+        _: Request<own::BackupRequest>,
+    ) -> Result<Response<backup::Pieces>, Status> {
+        let (store, backups) = self.cluster.store()?;
+        // With everything in it that was acknowledged before it was asked for.
+        let read = store.read().await;
+        read.map_err(crate::manager::controlapi::Error::from)?;
+        let now = self.security.clock().now();
+        Ok(Response::new(backups.backup(now)?))
+    }
+
     async fn explain_task(
         &self,
         request: Request<own::ExplainTaskRequest>,
     ) -> Result<Response<own::ExplainTaskResponse>, Status> {
-        let store = match &self.cluster {
-            ClusterState::Here(store) => store,
-            ClusterState::Elsewhere(ask) => return Err(ask.refusal()),
-        };
+        let (store, _) = self.cluster.store()?;
         let text = request.into_inner().task_id;
         let not_found = || Status::not_found(format!("task {text} not found"));
         let id: swarm_proto::id::TaskId = text.parse().map_err(|_| not_found())?;
@@ -107,6 +128,10 @@ impl Service for Operator {
             executor: self.facts.executor.to_owned(),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             locked: false,
+            fenced: match &self.cluster {
+                ClusterState::Here(..) => String::new(),
+                ClusterState::Elsewhere(ask) => ask.fenced().unwrap_or_default().to_owned(),
+            },
         }))
     }
 

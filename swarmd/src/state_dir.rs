@@ -14,6 +14,8 @@ const MANAGER: &str = "manager";
 /// Data of named volumes: the operator's, not the cluster's.
 const VOLUMES: &str = "volumes";
 const LOCK: &str = "lock";
+/// Marks a restore under way: what lies beside it is not whole.
+const RESTORING: &str = "restoring";
 
 /// The locked state directory; free again when dropped.
 #[derive(Debug)]
@@ -28,6 +30,20 @@ pub enum StateDirError {
     /// Another swarmd has it.
     #[error("state dir {} is in use by another swarmd; stop it, or choose another with --state-dir", .0.display())]
     InUse(PathBuf),
+    /// A restore was cut off in it.
+    #[error("state dir {} holds a restore that did not finish: run `swarmd restore` again", .0.display())]
+    Restoring(PathBuf),
+    /// It holds something.
+    #[error("state dir {} is not empty ({found} is in it): a restore needs one that is; name another with --state-dir, or move its content away", path.display())]
+    NotEmpty {
+        /// The directory.
+        path: PathBuf,
+        /// What is in it.
+        found: String,
+    },
+    /// There is none.
+    #[error("state dir {} does not exist; name the one of a node with --state-dir", .0.display())]
+    Absent(PathBuf),
     /// The system says no.
     #[error("state dir {}: {reason}", path.display())]
     Io {
@@ -90,6 +106,99 @@ impl StateDir {
                 reason: errno.into(),
             }),
         }
+    }
+
+    /// Locks the directory of a node that does not run.
+    ///
+    /// # Errors
+    /// When there is none, or swarmd runs on it.
+    pub(crate) fn open_stopped(path: &Path) -> Result<Self, StateDirError> {
+        match path.join(LOCK).exists() || path.join("raft").exists() {
+            true => Self::open(path),
+            false => Err(StateDirError::Absent(path.to_owned())),
+        }
+    }
+
+    /// Whether a restore may go into this directory: it is not there, or empty, or an earlier restore did not finish.
+    ///
+    /// # Errors
+    /// When something is in it.
+    pub(crate) fn check_empty(path: &Path) -> Result<(), StateDirError> {
+        let io = |reason| StateDirError::Io {
+            path: path.to_owned(),
+            reason,
+        };
+        if path.join(RESTORING).exists() {
+            return Ok(());
+        }
+        let entries = match std::fs::read_dir(path) {
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries.map_err(io)?,
+        };
+        for entry in entries {
+            let name = entry.map_err(io)?.file_name();
+            // What a file system of its own begins with.
+            if name != LOCK && name != "lost+found" {
+                return Err(StateDirError::NotEmpty {
+                    path: path.to_owned(),
+                    found: name.to_string_lossy().into_owned(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins a restore: into an empty directory, or one that an earlier restore did not finish.
+    ///
+    /// # Errors
+    /// When something is in it.
+    pub(crate) fn begin_restore(&self) -> Result<(), StateDirError> {
+        Self::check_empty(&self.path)?;
+        if self.path.join(RESTORING).exists() {
+            // The mark stays: a cut in the middle is one of this restore.
+            return self.clear_but(&[RESTORING]);
+        }
+        self.note(RESTORING, "a restore that did not finish; run it again\n")?;
+        self.sync()
+    }
+
+    /// The restore is whole.
+    ///
+    /// # Errors
+    /// When the mark can't be removed.
+    pub(crate) fn end_restore(&self) -> Result<(), StateDirError> {
+        self.sync()?;
+        self.remove_if_there(RESTORING)?;
+        self.sync()
+    }
+
+    /// The restore failed: nothing stays.
+    ///
+    /// # Errors
+    /// The first entry that can't be removed.
+    pub(crate) fn undo_restore(&self) -> Result<(), StateDirError> {
+        self.clear_but(&[RESTORING])?;
+        self.remove_if_there(RESTORING)?;
+        self.remove_if_there(LOCK)
+    }
+
+    /// Whether a restore ended that was begun here.
+    ///
+    /// # Errors
+    /// When it did not.
+    pub(crate) fn check_restored(&self) -> Result<(), StateDirError> {
+        match self.path.join(RESTORING).exists() {
+            true => Err(StateDirError::Restoring(self.path.clone())),
+            false => Ok(()),
+        }
+    }
+
+    fn sync(&self) -> Result<(), StateDirError> {
+        let synced = File::open(&self.path).and_then(|dir| dir.sync_all());
+        synced.map_err(|reason| StateDirError::Io {
+            path: self.path.clone(),
+            reason,
+        })
     }
 
     /// Its absolute path.
@@ -216,6 +325,16 @@ impl StateDir {
     /// When something can't be removed.
     pub(crate) fn forget_manager(&self) -> Result<(), StateDirError> {
         self.end_join()?;
+        for entry in std::fs::read_dir(&self.path)
+            .into_iter()
+            .flatten()
+            .flatten()
+        {
+            // What recoveries replaced.
+            if entry.file_name().as_encoded_bytes().starts_with(b"raft.") {
+                self.remove(entry.file_name())?;
+            }
+        }
         match self.has_raft() {
             true => self.remove("raft"),
             false => Ok(()),
@@ -227,6 +346,10 @@ impl StateDir {
     /// # Errors
     /// The first entry that can't be removed; the others are gone all the same.
     pub(crate) fn clear(&self) -> Result<(), StateDirError> {
+        self.clear_but(&[])
+    }
+
+    fn clear_but(&self, stays: &[&str]) -> Result<(), StateDirError> {
         let io = |reason| StateDirError::Io {
             path: self.path.clone(),
             reason,
@@ -234,7 +357,7 @@ impl StateDir {
         let mut first = None;
         for entry in std::fs::read_dir(&self.path).map_err(io)? {
             let name = entry.map_err(io)?.file_name();
-            if name == LOCK || name == VOLUMES {
+            if name == LOCK || name == VOLUMES || stays.iter().any(|stays| name == *stays) {
                 continue;
             }
             if let Err(e) = self.remove(&name) {

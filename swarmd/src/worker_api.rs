@@ -1,5 +1,5 @@
-//! What a worker's control socket serves: `Operator` and `Images`, as on any node, and for everything that only
-//! managers serve the answer whom to ask instead.
+//! What the control socket of a worker serves, and of a manager that is fenced: `Operator` and `Images`, as on any node,
+//! and for everything that only managers serve the answer whom to ask instead.
 
 use std::convert::Infallible;
 
@@ -16,19 +16,40 @@ const NAMED_MAX: usize = 5;
 
 /// The managers that this worker knows: where to ask what it can't answer itself.
 #[derive(Debug, Clone)]
-pub struct AskManager(watch::Receiver<Vec<String>>);
+pub struct AskManager {
+    known: watch::Receiver<Vec<String>>,
+    fenced: Option<String>,
+}
 
 impl AskManager {
     /// Names the managers (host:port) of `known`, as they are when somebody asks.
     #[must_use]
     pub fn new(known: watch::Receiver<Vec<String>>) -> Self {
-        Self(known)
+        Self {
+            known,
+            fenced: None,
+        }
+    }
+
+    /// The same on a manager that is fenced, for this reason.
+    #[must_use]
+    pub fn because(self, fenced: String) -> Self {
+        Self {
+            fenced: Some(fenced),
+            ..self
+        }
+    }
+
+    /// Why this node, a manager, does not answer itself.
+    #[must_use]
+    pub fn fenced(&self) -> Option<&str> {
+        self.fenced.as_deref()
     }
 
     /// The answer to a request for a manager.
     #[must_use]
     pub fn refusal(&self) -> Status {
-        let known = self.0.borrow();
+        let known = self.known.borrow();
         let named = known.get(..NAMED_MAX).unwrap_or(&known).join(", ");
         let managers = match known.len() {
             0 => "it has not heard of any manager yet".to_owned(),
@@ -39,6 +60,9 @@ impl AskManager {
                 more - NAMED_MAX
             ),
         };
+        if let Some(fenced) = &self.fenced {
+            return Status::failed_precondition(format!("{fenced}; {managers}"));
+        }
         Status::failed_precondition(format!(
             "this node is a worker: ask a manager, with swarmctl on its host; {managers}"
         ))
@@ -70,6 +94,15 @@ mod tests {
 
     #[tonic::async_trait]
     impl Operator for Unasked {
+        type BackupStream = crate::manager::backup::Pieces;
+
+        async fn backup(
+            &self,
+            _: Request<own::BackupRequest>,
+        ) -> Result<Response<Self::BackupStream>, Status> {
+            Err(Status::aborted("asked"))
+        }
+
         async fn explain_task(
             &self,
             _: Request<own::ExplainTaskRequest>,

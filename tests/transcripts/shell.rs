@@ -16,6 +16,7 @@ use swarm_proto::own::operator_server::{Operator, OperatorServer};
 use swarm_proto::{own, pb};
 use swarmctl::{Environment, ExitCode, Terminal};
 use swarmd::images::LocalImages;
+use swarmd::manager::backup;
 use swarmd::manager::bootstrap;
 use swarmd::manager::caserver::CaServer;
 use swarmd::manager::controlapi::{ControlApi, Managers};
@@ -312,6 +313,25 @@ struct Local(Shared, Arc<Mutex<NodeId>>);
 
 #[tonic::async_trait]
 impl Operator for Local {
+    type BackupStream = backup::Pieces;
+
+    async fn backup(
+        &self,
+        _: Request<own::BackupRequest>,
+    ) -> Result<Response<backup::Pieces>, Status> {
+        if *self.1.lock().unwrap() != MANAGER {
+            return Err(Status::failed_precondition(
+                "this node is a worker: ask a manager, with swarmctl on its host",
+            ));
+        }
+        let (state, now) = {
+            let world = lock(&self.0);
+            (world.log.state.clone(), world.now)
+        };
+        let header = backup::header_of(&state, state.version, now);
+        Ok(Response::new(backup::send(header, state, ())))
+    }
+
     async fn explain_task(
         &self,
         request: Request<own::ExplainTaskRequest>,

@@ -48,6 +48,26 @@ Examples:
   swarmctl cluster join-token manager --quiet
   swarmctl cluster join-token worker --rotate     (the old token joins nobody any more)")]
     JoinToken(JoinToken),
+    /// Write the whole state of the cluster into one file, secrets included
+    #[command(after_help = "\
+Examples:
+  swarmctl cluster backup /root/cluster.backup
+  swarmctl cluster backup - | age -r RECIPIENT > cluster.backup.age
+  swarmd restore --check /root/cluster.backup       (is it whole, and what is it of)
+
+The file holds the cluster's CA key, its join tokens and registry credentials in the clear: who has it can join nodes and
+read everything. It is written for its owner alone (mode 0600); keep it as you keep keys. `swarmd restore` makes a cluster
+from it. Images, volumes and containers are not in it.")]
+    Backup(Backup),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Backup {
+    /// Where it is written; - for stdout
+    pub(crate) file: std::path::PathBuf,
+    /// Replace the file if it exists
+    #[arg(short, long)]
+    pub(crate) force: bool,
 }
 
 #[derive(Args, Debug)]

@@ -2,7 +2,7 @@
 //! decided by the commands.
 
 pub(crate) mod inspect;
-pub(crate) mod json;
+pub(crate) use swarm_proto::json;
 pub(crate) mod list;
 pub(crate) mod progress;
 pub(crate) mod show;

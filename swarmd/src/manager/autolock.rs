@@ -72,7 +72,7 @@ pub(crate) enum Rotate {
 
 /// How the cluster wants its managers' files kept. None where there is no cluster yet, or its key is none: then nothing
 /// is laid open by mistake.
-fn wish(state: &State) -> Option<Sealing> {
+pub(super) fn wish(state: &State) -> Option<Sealing> {
     let cluster = state.cluster.as_ref()?;
     let key = match stored_key(cluster) {
         Some(key) => Some(UnlockKey::from_bytes(key)?),

@@ -1,13 +1,14 @@
 //! A manager becomes a member of consensus: it asks the managers it knows until it votes.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_proto::own;
 use swarm_proto::own::membership_client::MembershipClient;
 use tokio::sync::watch;
 
-use super::raft::{Membership, RaftId};
+use super::raft::{Gate, Membership, RaftId};
 use super::store::machine::StoreMachine;
 use crate::ca::{SecurityConfig, connect};
 
@@ -22,6 +23,7 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(70);
 pub(crate) struct Joiner {
     pub(crate) security: SecurityConfig,
     pub(crate) membership: Membership<StoreMachine>,
+    pub(crate) gate: Arc<Gate>,
     /// Where the others reach this one.
     pub(crate) addresses: Vec<String>,
     /// What the operator named, or what this node joined through.
@@ -85,12 +87,16 @@ impl Joiner {
         let request = own::JoinManagersRequest {
             addresses: self.addresses.clone(),
             raft_id,
+            epoch: Some(self.gate.epoch().to_wire()),
         };
         let mut client = MembershipClient::new(channel);
         let asked = client.join_managers(request);
         let answered = self.security.clock().timeout(REQUEST_LIMIT, asked).await;
         let answered = answered.map_err(|e| e.to_string())?;
-        answered.map_err(|status| format!("{address}: {}", status.message()))?;
+        answered.map_err(|status| {
+            self.gate.heard(&status);
+            format!("{address}: {}", status.message())
+        })?;
         Ok(())
     }
 }

@@ -13,7 +13,9 @@ use tonic::{Request, Response, Status};
 use super::authorize::Caller;
 use super::controlapi;
 use super::dispatcher::Dispatcher;
-use super::raft::{Member, MemberStatus, Membership, MembershipError, RaftId, RaftStatus};
+use super::raft::{
+    Epoch, Gate, Member, MemberStatus, Membership, MembershipError, RaftId, RaftStatus, Sender,
+};
 use super::roles;
 use super::store::machine::StoreMachine;
 use super::writer::Store;
@@ -99,6 +101,7 @@ pub(crate) struct MembershipServer {
     pub(crate) store: Store,
     pub(crate) membership: Membership<StoreMachine>,
     pub(crate) security: Arc<OnceLock<SecurityConfig>>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 impl MembershipServer {
@@ -202,6 +205,10 @@ impl Rpc for MembershipServer {
         let caller = Caller::of(&request)?.clone();
         let node = self.joiner(&caller).await?;
         let request = request.into_inner();
+        let theirs = Epoch::of_wire(request.epoch);
+        if request.epoch.is_some() && theirs != Epoch::NONE {
+            self.gate.admit_epoch(theirs, Sender::Anyone)?;
+        }
         let addresses = addresses(&request.addresses, caller.remote)?;
         let id = request.raft_id;
         if id == 0 {

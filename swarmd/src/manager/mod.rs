@@ -13,16 +13,19 @@
 //! - [`controlapi`], [`caserver`]: requests become changes.
 //! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
 //! - `autolock`: how this manager's secrets lie on disk.
+//! - [`backup`], `recovery`: the state as a file, and a cluster that goes on from one; `fencing`: who was left behind.
 //! - `members`, `joining`, `roles`: the managers, how one becomes a member, and how one ceases to be.
 
 pub mod authorize;
 pub(crate) mod autolock;
+pub mod backup;
 pub mod bootstrap;
 pub mod caserver;
 pub mod control_loop;
 pub mod controlapi;
 pub mod convert;
 pub mod dispatcher;
+mod fencing;
 pub(crate) mod forward;
 mod health;
 pub(crate) mod joining;
@@ -30,6 +33,7 @@ mod members;
 mod orchestrator;
 pub mod plan;
 pub mod raft;
+pub(crate) mod recovery;
 mod roles;
 pub mod scheduler;
 pub(crate) mod server;
@@ -55,11 +59,12 @@ use crate::seal::Seal;
 use autolock::Keeper;
 use controlapi::ControlApi;
 use dispatcher::Dispatcher;
+use fencing::Teller;
 use forward::Forwarder;
 use members::{Members, MembershipServer};
 use raft::{
-    DialError, Dialer, Disk, Leadership, Line, Member, Membership, Published, RaftConfig, RaftId,
-    RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
+    DialError, Dialer, Disk, Fenced, Gate, Leadership, Line, Member, Membership, Published,
+    RaftConfig, RaftId, RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
 };
 use store::State;
 use store::machine::StoreMachine;
@@ -120,6 +125,8 @@ pub(crate) struct Manager {
     security: Arc<OnceLock<SecurityConfig>>,
     node_id: NodeId,
     resolver: Arc<dyn controlapi::ImageResolver>,
+    state_dir: PathBuf,
+    addresses: Vec<String>,
     /// Keeps the list of managers that nodes are told.
     tasks: JoinSet<()>,
 }
@@ -129,6 +136,7 @@ impl Manager {
     pub(crate) async fn start(config: ManagerConfig, clock: Clock) -> Result<Self, StartError> {
         let hub = Hub::default();
         let security = Arc::new(OnceLock::new());
+        let (state_dir, addresses) = (config.state_dir.clone(), config.addresses.clone());
         let raft_config = RaftConfig {
             id: new_raft_id(),
             member: Member {
@@ -159,6 +167,8 @@ impl Manager {
             security,
             node_id: config.node_id,
             resolver: config.resolver,
+            state_dir,
+            addresses,
             tasks,
             raft,
         })
@@ -202,7 +212,35 @@ impl Manager {
             store: self.store.clone(),
             membership: self.raft.membership(),
             security: Arc::clone(&self.security),
+            gate: self.raft.gate(),
         }
+    }
+
+    /// What keeps messages of another epoch out.
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        self.raft.gate()
+    }
+
+    /// Ends when this manager hears that the cluster was recovered without it.
+    pub(crate) fn fenced(&self) -> impl Future<Output = Fenced> + Send + 'static {
+        self.raft.fenced()
+    }
+
+    /// Tells the managers that a recovery left behind.
+    pub(crate) fn teller(&self, security: SecurityConfig) -> Teller {
+        Teller {
+            raft_dir: self.state_dir.join(raft::DIR),
+            epoch: self.raft.epoch(),
+            addresses: self.addresses.clone(),
+            store: self.store.clone(),
+            security,
+        }
+    }
+
+    /// What backups are made of.
+    pub(crate) fn backups(&self) -> backup::Source {
+        let membership = self.raft.membership();
+        backup::Source::new(self.raft.published(), membership, self.raft.epoch())
     }
 
     /// Sends on what the leader answers, while this manager is not it.

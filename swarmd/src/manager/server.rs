@@ -7,13 +7,16 @@ use std::time::Duration;
 
 use swarm_proto::own::membership_server::MembershipServer;
 use swarm_proto::own::operator_server::OperatorServer;
+use swarm_proto::own::raft_server::RaftServer;
 use swarm_proto::pb;
+use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
 use super::Manager;
 use super::caserver::CaServer;
 use super::health::HealthServer;
+use super::raft::{FencedService, Leadership};
 use crate::operator::Operator;
 
 /// Largest message taken from anyone: SwarmKit's limit.
@@ -76,4 +79,15 @@ pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
         .add_service(
             pb::health_server::HealthServer::new(health).max_decoding_message_size(MESSAGE_MAX),
         )
+}
+
+/// The health of a manager that takes no part in consensus.
+pub(crate) fn no_leader() -> pb::health_server::HealthServer<HealthServer> {
+    let (_, none) = watch::channel(Leadership::None);
+    pb::health_server::HealthServer::new(HealthServer::new(none))
+}
+
+/// What a manager that is fenced serves other nodes: that it is.
+pub(crate) fn fenced(service: FencedService) -> Routes {
+    Routes::new(RaftServer::new(service)).add_service(no_leader())
 }

@@ -20,6 +20,7 @@ use crate::ca::{
     ControlSocket, ExpiredCertificate, IdentityDir, Role, StateFileError, UnlockKey, UnlockKeyError,
 };
 use crate::clock::Clock;
+use crate::manager::backup;
 use crate::manager::raft::{self, StorageError};
 use crate::manager::server;
 use crate::seal::Seal;
@@ -246,6 +247,15 @@ fn routes(node: LockedNode) -> Routes {
 
 #[tonic::async_trait]
 impl Operator for LockedNode {
+    type BackupStream = backup::Pieces;
+
+    async fn backup(
+        &self,
+        _: Request<own::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        Err(refusal())
+    }
+
     async fn explain_task(
         &self,
         _: Request<own::ExplainTaskRequest>,

@@ -20,6 +20,7 @@ use crate::host;
 use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::forward::{ForwardLayer, Forwarder};
 use crate::manager::joining::Joiner;
+use crate::manager::raft::Fenced;
 use crate::manager::{Manager, server};
 use crate::metrics;
 use crate::operator::LeaveOrder;
@@ -44,6 +45,8 @@ pub(super) enum End {
     Stopped,
     /// It left the cluster.
     Left,
+    /// The cluster was recovered without this manager, or more of that is known.
+    Fenced,
     /// Its certificate has another role now.
     Role(Role),
 }
@@ -161,15 +164,31 @@ impl Running {
         });
     }
 
+    /// The same on a manager that is fenced.
+    pub(super) fn tell_fenced(&mut self, fenced: &Fenced) {
+        service_manager::ready();
+        service_manager::status(&fenced.to_string());
+    }
+
+    /// Tells the managers that a recovery left behind, if there are some.
+    pub(super) fn tell_former(&mut self, manager: &Manager) {
+        let teller = manager.teller(self.security.clone());
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            let _ = cancel.run_until_cancelled(teller.run()).await;
+        });
+    }
+
     /// Serves the other nodes.
     pub(super) fn serve_remote(
         &mut self,
         (addr, listener): (SocketAddr, Option<TcpListener>),
         routes: Routes,
-        (manager, forwarder): (&Manager, Arc<Forwarder>),
+        manager: Option<(&Manager, Arc<Forwarder>)>,
     ) {
         let cancel = self.cancel.clone();
-        let layer = self.layer(Some(manager));
+        let layer = self.layer(manager.as_ref().map(|(manager, _)| *manager));
+        let forwarder = manager.map(|(_, forwarder)| forwarder);
         let (security, clock) = (self.security.clone(), self.clock.clone());
         self.servers.spawn(async move {
             let listener = match listener {
@@ -187,7 +206,7 @@ impl Running {
             tracing::info!(address = %incoming.local_addr(), "manager API is open");
             let mut server = server::builder()
                 .layer(layer)
-                .layer(ForwardLayer(Some(forwarder)));
+                .layer(ForwardLayer(forwarder));
             let server = server.add_routes(routes);
             let stop = cancel.cancelled_owned();
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {
@@ -208,6 +227,7 @@ impl Running {
         let joiner = Joiner {
             security: self.security.clone(),
             membership: manager.membership(),
+            gate: manager.gate(),
             addresses: vec![host::joining_address(&self.config)],
             told: self
                 .config
@@ -232,8 +252,12 @@ impl Running {
         Ok(())
     }
 
-    /// Runs the agent until the node is stopped, left, broken, or has another role.
-    pub(super) async fn until_end(&mut self, manager: Option<&Manager>) -> Result<End, NodeError> {
+    /// Runs the agent until the node is stopped, left, fenced, broken, or has another role.
+    pub(super) async fn until_end(
+        &mut self,
+        manager: Option<&Manager>,
+        fenced: impl Future<Output = ()>,
+    ) -> Result<End, NodeError> {
         let agent = Arc::clone(&self.agent);
         let cancel = self.cancel.clone();
         let role = self.security.identity().role();
@@ -255,6 +279,7 @@ impl Running {
         };
         let mut running = std::pin::pin!(agent.run(cancel.clone()));
         let mut broken = std::pin::pin!(broken);
+        let mut fenced = std::pin::pin!(fenced);
         let mut other_role = std::pin::pin!(other_role);
         loop {
             tokio::select! {
@@ -269,6 +294,8 @@ impl Running {
                     }
                     cancel.cancel();
                 }
+                // Before what it does to consensus.
+                () = &mut fenced => return Ok(End::Fenced),
                 reason = &mut broken => {
                     let reason = reason.unwrap_or_else(|| "it was shut down".to_owned());
                     return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
@@ -336,6 +363,7 @@ impl Running {
                 );
             }
             End::Role(role) => tracing::info!(%role, "this node goes on in another role"),
+            End::Fenced => tracing::info!("this node goes on without consensus"),
             End::Stopped => {}
         }
         Ok(end)

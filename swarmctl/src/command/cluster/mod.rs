@@ -1,5 +1,6 @@
 //! `swarmctl cluster …`.
 
+mod backup;
 mod join_token;
 mod settings;
 mod unlock;
@@ -42,6 +43,11 @@ pub(super) async fn run(
             let change = settings::Change::check(&flags)?;
             let mut session = Session::open(target, environment, terminal).await?;
             settings::update(&mut session, &flags, &change).await
+        }
+        Cluster::Backup(flags) => {
+            backup::check(&flags)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            backup::run(&mut session, &flags).await
         }
         Cluster::JoinToken(flags) => {
             let mut session = Session::open(target, environment, terminal).await?;

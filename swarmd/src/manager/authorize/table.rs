@@ -107,6 +107,7 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
         &[
             // Answered by the leader, so a manager forwards it.
             ("ExplainTask", MANAGERS),
+            ("Backup", MANAGERS),
             ("LocalStatus", Access::LocalOnly),
             ("Leave", Access::LocalOnly),
             ("Unlock", Access::LocalOnly),
@@ -133,6 +134,7 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
             ("PreVote", MANAGERS),
             ("Snapshot", MANAGERS),
             ("TransferLeader", MANAGERS),
+            ("Fence", MANAGERS),
         ],
     ),
 ];
@@ -157,7 +159,7 @@ pub fn is_leaders(path: &str) -> bool {
     };
     match service {
         "swarm.v1.Raft" | "swarm.v1.Images" | "docker.swarmkit.v1.Health" => false,
-        "swarm.v1.Operator" => method == "ExplainTask",
+        "swarm.v1.Operator" => matches!(method, "ExplainTask" | "Backup"),
         _ => true,
     }
 }

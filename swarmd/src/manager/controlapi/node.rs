@@ -143,6 +143,14 @@ impl ControlApi {
     fn with_manager_status(&self, node: &Node) -> pb::Node {
         let mut wire = convert::node_to_wire(node);
         wire.manager_status = self.managers.status_of(node.id);
+        let manager = pb::NodeRole::Manager;
+        if wire.manager_status.is_none() && (node.role, node.desired_role) == (manager, manager) {
+            // It has not joined consensus yet, or was left behind by a recovery.
+            wire.manager_status = Some(pb::ManagerStatus {
+                reachability: pb::raft_member_status::Reachability::Unreachable.into(),
+                ..Default::default()
+            });
+        }
         wire
     }
 }

@@ -9,7 +9,7 @@ use super::disk::{Disk, DiskFile, SimulatedBackend};
 use super::error::StorageError;
 
 /// redb's page cache, bytes. Entries are cached above it; this only has to hold the inner pages.
-const PAGE_CACHE: usize = 4 << 20;
+pub(crate) const PAGE_CACHE: usize = 4 << 20;
 
 /// Opens or makes a database.
 pub(crate) fn open_database(disk: &Disk, path: &Path) -> Result<Database, StorageError> {

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! raft/id           this member's number, chosen when the directory was made
+//! raft/epoch        which life of the cluster it takes part in, see gate.rs
 //! raft/dek          data encryption key, sealed with autolock
 //! raft/log.redb     log, vote, positions
 //! raft/snapshots/   snapshot-<index>-<term>.snap
@@ -21,19 +22,21 @@ use ring::digest::{SHA256, digest};
 
 use super::dek_file::DekFile;
 use super::disk::Disk;
+use super::epoch::Epoch;
 use super::error::StorageError;
+use super::gate::Gate;
 use super::log_file::{Loaded, LogFile};
 use super::log_store::LogStore;
 use super::snapshot::SnapshotStore;
 use super::types::RaftId;
 use crate::seal::Seal;
 
-const DIR: &str = "raft";
+pub(crate) const DIR: &str = "raft";
 const NEW_DIR: &str = "raft.new";
-const ID: &str = "id";
-const DEK: &str = "dek";
-const LOG: &str = "log.redb";
-const SNAPSHOTS: &str = "snapshots";
+pub(crate) const ID: &str = "id";
+pub(crate) const DEK: &str = "dek";
+pub(crate) const LOG: &str = "log.redb";
+pub(crate) const SNAPSHOTS: &str = "snapshots";
 
 /// The open parts of a raft directory.
 #[derive(Debug)]
@@ -42,6 +45,7 @@ pub(crate) struct RaftDir {
     pub(crate) log: LogStore,
     pub(crate) snapshots: Arc<SnapshotStore>,
     pub(crate) dek: Arc<DekFile>,
+    pub(crate) gate: Arc<Gate>,
 }
 
 /// Whether `seal` opens the keys of `state_dir/raft`, where there are any.
@@ -57,16 +61,17 @@ pub(crate) fn check_key(state_dir: &Path, seal: &Seal) -> Result<(), StorageErro
 }
 
 impl RaftDir {
-    /// Opens `state_dir/raft`, which is made, for member `new`, when it doesn't exist. Blocks on the disk.
+    /// Opens `state_dir/raft`, which is made, for member `new` of no epoch yet, when it doesn't exist. Blocks on the disk.
     pub(crate) fn open(
         disk: &Disk,
         (state_dir, seal): (&Path, Seal),
         new: RaftId,
     ) -> Result<Self, StorageError> {
         let dir = state_dir.join(DIR);
-        if disk.list(&dir)?.is_none_or(|files| files.is_empty()) {
+        if !is_present(disk, &dir)? {
             return create(disk, state_dir, (&dir, seal), new);
         }
+        let gate = Arc::new(Gate::open(disk, &dir)?);
         let (id_path, dek_path) = (dir.join(ID), dir.join(DEK));
         let (log_path, snapshots_path) = (dir.join(LOG), dir.join(SNAPSHOTS));
         for path in [&id_path, &dek_path, &log_path, &snapshots_path] {
@@ -87,6 +92,7 @@ impl RaftDir {
             log,
             snapshots,
             dek,
+            gate,
         };
         opened.check_tail(&log_path)?;
         Ok(opened)
@@ -117,8 +123,13 @@ impl RaftDir {
     }
 }
 
+/// True if there is a raft directory with anything in it.
+pub(crate) fn is_present(disk: &Disk, dir: &Path) -> Result<bool, StorageError> {
+    Ok(disk.list(dir)?.is_some_and(|files| !files.is_empty()))
+}
+
 /// The number with a check: with another one the manager would wait for a cluster that does not know it.
-fn id_text(id: RaftId) -> String {
+pub(crate) fn id_text(id: RaftId) -> String {
     let hash = digest(&SHA256, &id.to_be_bytes());
     let check = hash
         .as_ref()
@@ -128,7 +139,7 @@ fn id_text(id: RaftId) -> String {
     format!("{id} {}\n", check.collect::<String>())
 }
 
-fn read_id(disk: &Disk, path: &Path) -> Result<RaftId, StorageError> {
+pub(crate) fn read_id(disk: &Disk, path: &Path) -> Result<RaftId, StorageError> {
     let text = disk.read(path)?;
     let text = String::from_utf8_lossy(&text);
     let id = text.split(' ').next().and_then(|id| id.parse().ok());
@@ -149,6 +160,7 @@ fn create(
     disk.create_dir(&new)?;
     disk.create_dir(&new.join(SNAPSHOTS))?;
     disk.write_new(&new.join(ID), id_text(id).as_bytes())?;
+    Gate::create(disk, &new, Epoch::NONE)?;
     let dek = DekFile::create(disk, (&new.join(DEK), &dir.join(DEK)), seal)?;
     let keys = dek.keys();
     // It stays open over the rename: opening again would cost a dozen syncs of a first start.
@@ -161,5 +173,6 @@ fn create(
         log: LogStore::over(log, Loaded::default())?,
         snapshots: Arc::new(SnapshotStore::open(disk, &dir.join(SNAPSHOTS), &keys)?),
         dek: Arc::new(dek),
+        gate: Arc::new(Gate::open(disk, dir)?),
     })
 }

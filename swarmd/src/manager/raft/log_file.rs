@@ -14,6 +14,8 @@
 //! start and named, and a hole in the log is never taken for its end. That costs milliseconds, since
 //! snapshots keep the log short.
 
+pub(crate) mod copy;
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};

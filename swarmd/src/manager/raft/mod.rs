@@ -11,6 +11,8 @@
 //! membership.rs   who takes part
 //! dir.rs          what lies on disk; encryption.rs how it is sealed, dek_file.rs, rotation.rs by which key
 //! disk.rs         real or simulated, as runtime.rs
+//! gate.rs         no message between the lives of a cluster (epoch.rs) gets through
+//! offline.rs      what a stopped member knew; rebuild.rs a new cluster of one out of that; former.rs who was left behind
 //! ```
 //!
 //! An acknowledged write is durable on a majority, and applied where it was proposed.
@@ -22,7 +24,10 @@ mod dial;
 mod dir;
 mod disk;
 mod encryption;
+mod epoch;
 mod error;
+mod former;
+mod gate;
 mod log_file;
 mod log_store;
 mod log_tail;
@@ -30,7 +35,9 @@ mod log_writer;
 mod membership;
 mod network;
 mod node;
+mod offline;
 mod propose;
+mod rebuild;
 mod rotation;
 mod runtime;
 mod server;
@@ -47,13 +54,20 @@ mod tests;
 
 pub use config::{ConfigError, RaftConfig, SnapshotLimits, Timing};
 pub use dial::{DialError, Dialer, Line, LineError, PlainDialer, manager_endpoint};
-pub(crate) use dir::check_key;
+pub(crate) use dir::{DIR, check_key};
 pub use disk::{Disk, SimulatedDisk, SimulatedFile};
+pub use epoch::Epoch;
 pub use error::StorageError;
+pub(crate) use former::{Former, read as read_former, write as write_former};
+pub use gate::Fenced;
+pub(crate) use gate::{Gate, Sender, put as put_epoch};
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
+pub(crate) use offline::{Kind, Survey, Surveyed, SurveyedEntry};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
+pub(crate) use rebuild::{Rebuilt, forget, is_forced, put_in_place, settle};
 pub(crate) use rotation::RaftKeys;
+pub(crate) use server::FencedService;
 pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};
 pub use status::{Leadership, MemberStatus, RaftStatus};

@@ -24,8 +24,10 @@ use openraft::raft::{
 use openraft::{OptionalSend, RPCTypes, RaftNetworkFactory, RaftNetworkV2};
 use swarm_proto::own;
 use swarm_proto::own::raft_client::RaftClient;
+use tonic::service::interceptor::InterceptedService;
 
 use super::dial::{Dialer, Line};
+use super::gate::{Gate, Stamp};
 use super::snapshot::SnapshotFile;
 use super::transfer;
 use super::types::{Member, RaftId, Snapshot, Types, Vote};
@@ -50,13 +52,17 @@ type RpcError = RPCError<Types>;
 pub(crate) struct Network {
     id: RaftId,
     dialer: Arc<dyn Dialer>,
+    gate: Arc<Gate>,
 }
 
 impl Network {
-    pub(crate) fn new(id: RaftId, dialer: Arc<dyn Dialer>) -> Self {
-        Self { id, dialer }
+    pub(crate) fn new(id: RaftId, dialer: Arc<dyn Dialer>, gate: Arc<Gate>) -> Self {
+        Self { id, dialer, gate }
     }
 }
+
+/// Every call says of which epoch it is.
+type Client = RaftClient<InterceptedService<Line, Stamp>>;
 
 impl RaftNetworkFactory<Types> for Network {
     type Network = Peer;
@@ -67,6 +73,7 @@ impl RaftNetworkFactory<Types> for Network {
             target,
             member: member.clone(),
             dialer: Arc::clone(&self.dialer),
+            gate: Arc::clone(&self.gate),
             client: None,
             next_address: 0,
             timeouts: 0,
@@ -80,13 +87,14 @@ pub(crate) struct Peer {
     target: RaftId,
     member: Member,
     dialer: Arc<dyn Dialer>,
-    client: Option<RaftClient<Line>>,
+    gate: Arc<Gate>,
+    client: Option<Client>,
     next_address: usize,
     timeouts: u32,
 }
 
 impl Peer {
-    fn client(&mut self) -> Result<RaftClient<Line>, RpcError> {
+    fn client(&mut self) -> Result<Client, RpcError> {
         if let Some(client) = &self.client {
             return Ok(client.clone());
         }
@@ -98,7 +106,8 @@ impl Peer {
             .dialer
             .dial(&self.member, address)
             .map_err(unreachable)?;
-        let client = RaftClient::new(line)
+        let stamp = Stamp(Arc::clone(&self.gate));
+        let client = RaftClient::with_interceptor(line, stamp)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
         self.client = Some(client.clone());
@@ -118,6 +127,7 @@ impl Peer {
                 Ok(response.into_inner())
             }
             Ok(Err(status)) => {
+                self.gate.heard(&status);
                 self.hang_up();
                 Err(unreachable(status))
             }
@@ -178,6 +188,7 @@ impl Peer {
         let late = Late {
             sent,
             received: 0,
+            gate: Arc::clone(&self.gate),
             error: self.timeout(action, RESPONSE_LIMIT),
         };
         Ok(Box::pin(futures::stream::unfold(
@@ -196,6 +207,7 @@ impl Peer {
 struct Late {
     sent: Arc<AtomicU64>,
     received: u64,
+    gate: Arc<Gate>,
     error: RpcError,
 }
 
@@ -213,7 +225,10 @@ impl Late {
                     self.received += 1;
                     return Some(wire::parse_append_response(response).map_err(network));
                 }
-                Ok(Some(Err(status))) => return Some(Err(unreachable(status))),
+                Ok(Some(Err(status))) => {
+                    self.gate.heard(&status);
+                    return Some(Err(unreachable(status)));
+                }
                 Err(_) if asked > self.received => return Some(Err(self.error.clone())),
                 Err(_) => {}
             }
@@ -300,6 +315,7 @@ impl RaftNetworkV2<Types> for Peer {
             }
         };
         let response = response.map_err(|status| {
+            self.gate.heard(&status);
             self.hang_up();
             unreachable(status)
         })?;

@@ -13,7 +13,9 @@ use tokio_util::sync::CancellationToken;
 use super::config::{ConfigError, RaftConfig};
 use super::dial::Dialer;
 use super::dir::RaftDir;
+use super::epoch::Epoch;
 use super::error::StorageError;
+use super::gate::{Fenced, Gate};
 use super::log_store::LogCloser;
 use super::membership::{Membership, MembershipError};
 use super::network::Network;
@@ -44,6 +46,9 @@ pub enum StartError {
     /// The state on disk.
     #[error(transparent)]
     Storage(#[from] StorageError),
+    /// The cluster was recovered without this member.
+    #[error("{0}")]
+    Fenced(Box<Fenced>),
     /// openraft, over what it found on disk.
     #[error("raft does not start: {0}")]
     Raft(String),
@@ -57,6 +62,7 @@ pub struct RaftNode<M: Machine> {
     proposer: Proposer<M>,
     snapshots: Arc<SnapshotStore>,
     keys: RaftKeys,
+    gate: Arc<Gate>,
     closer: LogCloser,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -79,7 +85,11 @@ impl<M: Machine> RaftNode<M> {
         let (new, seal) = (config.id, config.seal.clone());
         let opening = process::blocking(move || RaftDir::open(&disk, (&state_dir, seal), new));
         let dir = opening.await.map_err(raft_error)??;
-        let id = dir.id;
+        let (id, gate) = (dir.id, dir.gate);
+        if let Some(fenced) = gate.fenced() {
+            dir.log.closer().close().await;
+            return Err(StartError::Fenced(Box::new(fenced)));
+        }
         let closer = dir.log.closer();
         let wanted = Arc::new(Notify::new());
         let bytes = config.snapshots.bytes;
@@ -91,7 +101,7 @@ impl<M: Machine> RaftNode<M> {
         };
         let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
         let published = state_machine.published();
-        let network = Network::new(id, dialer);
+        let network = Network::new(id, dialer, Arc::clone(&gate));
         let raft = Raft::new(id, settings, network, dir.log, state_machine).await;
         let raft = raft.map_err(raft_error)?;
         let (leadership, leader) = watch::channel(Leadership::None);
@@ -101,12 +111,14 @@ impl<M: Machine> RaftNode<M> {
             id,
             snapshots,
             keys,
+            gate,
             closer,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
         node.spawn(watch_leadership(node.raft.clone(), leadership, published));
         node.spawn(take_snapshots(node.raft.clone(), wanted));
+        node.spawn(stop_fenced(node.raft.clone(), Arc::clone(&node.gate)));
         if let Err(error) = node.begin(start, config.member).await {
             node.shutdown().await;
             return Err(error);
@@ -118,6 +130,7 @@ impl<M: Machine> RaftNode<M> {
         let initialized = self.raft.is_initialized().await.map_err(raft_error)?;
         match start {
             Start::Found if !initialized => {
+                self.gate.found()?;
                 let members = BTreeMap::from([(self.id, member)]);
                 self.raft.initialize(members).await.map_err(raft_error)?;
             }
@@ -145,7 +158,8 @@ impl<M: Machine> RaftNode<M> {
 
     /// The gRPC service for the other managers.
     pub fn service(&self) -> RaftService<M> {
-        RaftService::new(self.raft.clone(), self.id, Arc::clone(&self.snapshots))
+        let snapshots = Arc::clone(&self.snapshots);
+        RaftService::new(self.raft.clone(), self.id, (snapshots, self.gate.clone()))
     }
 
     /// Whether this manager leads, and who else does.
@@ -170,6 +184,20 @@ impl<M: Machine> RaftNode<M> {
         while !stands(&self.status()) {
             metrics.changed().await.expect("consensus goes on");
         }
+    }
+
+    /// The life of the cluster that this member takes part in.
+    pub fn epoch(&self) -> Epoch {
+        self.gate.epoch()
+    }
+
+    /// Ends when this member hears that the cluster went on without it; consensus stops then.
+    pub fn fenced(&self) -> impl Future<Output = Fenced> + Send + 'static {
+        self.gate.until_fenced()
+    }
+
+    pub(crate) fn gate(&self) -> Arc<Gate> {
+        Arc::clone(&self.gate)
     }
 
     /// Who takes part.
@@ -228,6 +256,14 @@ async fn take_snapshots<M: Machine>(raft: Raft<Types, StateMachine<M>>, wanted: 
         if raft.trigger().snapshot().await.is_err() {
             return;
         }
+    }
+}
+
+/// A fenced member takes no part: also one that would be a majority by itself.
+async fn stop_fenced<M: Machine>(raft: Raft<Types, StateMachine<M>>, gate: Arc<Gate>) {
+    gate.until_fenced().await;
+    if let Err(error) = raft.shutdown().await {
+        tracing::warn!(?error, "raft ended badly");
     }
 }
 

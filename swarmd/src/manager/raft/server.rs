@@ -11,6 +11,8 @@ use swarm_proto::own::raft_server;
 use swarm_proto::own::raft_snapshot_chunk::Part;
 use tonic::{Request, Response, Status, Streaming};
 
+use super::epoch::Epoch;
+use super::gate::{Gate, Sender};
 use super::network::MAX_MESSAGE;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, StateMachine};
@@ -23,18 +25,20 @@ pub struct RaftService<M: Machine> {
     raft: Raft<Types, StateMachine<M>>,
     id: RaftId,
     snapshots: Arc<SnapshotStore>,
+    gate: Arc<Gate>,
 }
 
 impl<M: Machine> RaftService<M> {
     pub(crate) fn new(
         raft: Raft<Types, StateMachine<M>>,
         id: RaftId,
-        snapshots: Arc<SnapshotStore>,
+        (snapshots, gate): (Arc<SnapshotStore>, Arc<Gate>),
     ) -> Self {
         Self {
             raft,
             id,
             snapshots,
+            gate,
         }
     }
 
@@ -46,7 +50,12 @@ impl<M: Machine> RaftService<M> {
     }
 
     /// What a candidate asks of this member.
-    fn vote_request(&self, request: own::RaftVoteRequest) -> Result<VoteRequest<Types>, Status> {
+    fn vote_request(
+        &self,
+        request: Request<own::RaftVoteRequest>,
+    ) -> Result<VoteRequest<Types>, Status> {
+        self.gate.admit(request.metadata(), Sender::Anyone)?;
+        let request = request.into_inner();
         check_target(request.to, self.id)?;
         wire::parse_vote_request(request).map_err(invalid)
     }
@@ -79,11 +88,19 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         requests: Request<Streaming<own::RaftAppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let id = self.id;
+        let (id, gate) = (self.id, Arc::clone(&self.gate));
+        let call = requests.metadata().clone();
+        // Refused as a whole, so that the sender hears why; who has no epoch yet sees by the first message whether it is
+        // meant.
+        if gate.epoch() != Epoch::NONE {
+            gate.admit(&call, Sender::Leader)?;
+        }
         // A bad request ends the stream, as a lost connection does; why goes to the log.
         let requests = requests.into_inner().map(move |request| {
             let request = request?;
             check_target(request.to, id)?;
+            // Each: fenced meanwhile, this member takes no more.
+            gate.admit(&call, Sender::Leader)?;
             wire::parse_append_request(request).map_err(invalid)
         });
         let requests = requests
@@ -106,7 +123,7 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
-        let request = self.vote_request(request.into_inner())?;
+        let request = self.vote_request(request)?;
         let response = self.raft.vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&response)))
     }
@@ -115,7 +132,7 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
-        let request = self.vote_request(request.into_inner())?;
+        let request = self.vote_request(request)?;
         let response = self.raft.pre_vote(request).await.map_err(stopped)?;
         Ok(Response::new(wire::vote_response(&response)))
     }
@@ -124,11 +141,16 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         chunks: Request<Streaming<own::RaftSnapshotChunk>>,
     ) -> Result<Response<own::RaftSnapshotResponse>, Status> {
+        let call = chunks.metadata().clone();
+        if self.gate.epoch() != Epoch::NONE {
+            self.gate.admit(&call, Sender::Leader)?;
+        }
         let mut chunks = chunks.into_inner();
         let Some(Part::Header(header)) = transfer::next_part(&mut chunks).await? else {
             return Err(Status::invalid_argument("snapshot without a header"));
         };
         check_target(header.to, self.id)?;
+        self.gate.admit(&call, Sender::Leader)?;
         let vote = wire::parse_vote(header.vote).map_err(invalid)?;
         let meta = header.meta.ok_or(WireError::Missing("snapshot metadata"));
         let meta = meta.and_then(wire::parse_snapshot_meta).map_err(invalid)?;
@@ -148,6 +170,7 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         &self,
         request: Request<own::RaftTransferLeaderRequest>,
     ) -> Result<Response<own::RaftTransferLeaderResponse>, Status> {
+        self.gate.admit(request.metadata(), Sender::Anyone)?;
         let request = request.into_inner();
         check_target(request.to, self.id)?;
         let request = wire::parse_transfer_request(request).map_err(invalid)?;
@@ -156,10 +179,80 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
             response.map_err(stopped)?,
         )))
     }
+
+    async fn fence(
+        &self,
+        request: Request<own::RaftFenceRequest>,
+    ) -> Result<Response<own::RaftFenceResponse>, Status> {
+        self.gate.be_told(request).map(Response::new)
+    }
 }
 
 impl<M: Machine> std::fmt::Debug for RaftService<M> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "RaftService({})", self.id)
+    }
+}
+
+/// The service `swarm.v1.Raft` of a member that is fenced: it takes nothing, and says why.
+pub(crate) struct FencedService(pub(crate) Arc<Gate>);
+
+impl FencedService {
+    fn refuse<T, A>(&self, request: &Request<T>) -> Result<A, Status> {
+        self.0.admit(request.metadata(), Sender::Anyone)?;
+        Err(Status::failed_precondition("this manager is fenced"))
+    }
+}
+
+#[tonic::async_trait]
+impl raft_server::Raft for FencedService {
+    type AppendStream = futures::stream::Empty<Result<own::RaftAppendResponse, Status>>;
+
+    async fn append(
+        &self,
+        request: Request<Streaming<own::RaftAppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        self.refuse(&request)
+    }
+
+    async fn vote(
+        &self,
+        request: Request<own::RaftVoteRequest>,
+    ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        self.refuse(&request)
+    }
+
+    async fn pre_vote(
+        &self,
+        request: Request<own::RaftVoteRequest>,
+    ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        self.refuse(&request)
+    }
+
+    async fn snapshot(
+        &self,
+        request: Request<Streaming<own::RaftSnapshotChunk>>,
+    ) -> Result<Response<own::RaftSnapshotResponse>, Status> {
+        self.refuse(&request)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<own::RaftTransferLeaderRequest>,
+    ) -> Result<Response<own::RaftTransferLeaderResponse>, Status> {
+        self.refuse(&request)
+    }
+
+    async fn fence(
+        &self,
+        request: Request<own::RaftFenceRequest>,
+    ) -> Result<Response<own::RaftFenceResponse>, Status> {
+        self.0.be_told(request).map(Response::new)
+    }
+}
+
+impl std::fmt::Debug for FencedService {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("FencedService")
     }
 }

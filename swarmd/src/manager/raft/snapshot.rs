@@ -18,7 +18,7 @@ use super::snapshot_file::{SnapshotReader, SnapshotWriter};
 use super::types::{Snapshot, SnapshotMeta};
 use crate::process;
 
-const SUFFIX: &str = "snap";
+pub(crate) const SUFFIX: &str = "snap";
 const TEMPORARY: &str = "tmp";
 /// Snapshots written or read at once: one that is built, one that comes in, with room.
 const MAX_WORK: usize = 8;
@@ -243,7 +243,7 @@ impl SnapshotFile {
 }
 
 /// What a snapshot holds, and the key that it is sealed by.
-fn identify(
+pub(crate) fn identify(
     file: &Arc<DiskFile>,
     path: &Path,
     deks: &DekRing,

@@ -163,7 +163,7 @@ impl<M: Machine> StateMachine<M> {
     }
 }
 
-fn decode<M: Machine>(index: u64, command: Command) -> io::Result<M::Changes> {
+pub(crate) fn decode<M: Machine>(index: u64, command: Command) -> io::Result<M::Changes> {
     if let Some(changes) = command.take_decoded::<M::Changes>() {
         return Ok(changes);
     }

@@ -70,7 +70,7 @@ pub(crate) fn parse_vote(vote: Option<own::RaftVote>) -> Result<Vote, WireError>
     })
 }
 
-fn membership(membership: &Membership) -> own::RaftMembership {
+pub(crate) fn membership(membership: &Membership) -> own::RaftMembership {
     own::RaftMembership {
         configs: membership
             .get_joint_config()

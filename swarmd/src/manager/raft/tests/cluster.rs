@@ -23,16 +23,16 @@ struct Running {
 }
 
 /// A member's place: its directory and address outlive its runs.
-struct Place {
-    id: u64,
-    dir: TempDir,
-    address: SocketAddr,
+pub(super) struct Place {
+    pub(super) id: u64,
+    pub(super) dir: TempDir,
+    pub(super) address: SocketAddr,
     snapshots: SnapshotLimits,
     running: Option<Running>,
 }
 
 impl Place {
-    async fn start(&mut self, start: Start, listener: Option<TcpListener>) {
+    pub(super) async fn start(&mut self, start: Start, listener: Option<TcpListener>) {
         let mut config = config(self.dir.path(), self.id);
         config.member = self.member();
         config.snapshots = self.snapshots;
@@ -58,19 +58,19 @@ impl Place {
         self.running = Some(Running { node, stop, server });
     }
 
-    fn member(&self) -> Member {
+    pub(super) fn member(&self) -> Member {
         Member {
             node_id: format!("node-{}", self.id),
             addresses: vec![self.address.to_string()],
         }
     }
 
-    fn node(&self) -> &RaftNode<Ledger> {
+    pub(super) fn node(&self) -> &RaftNode<Ledger> {
         &self.running.as_ref().unwrap().node
     }
 
     /// Gone from one moment to the next, as far as the others can see.
-    async fn kill(&mut self) {
+    pub(super) async fn kill(&mut self) {
         let running = self.running.take().unwrap();
         running.server.abort();
         running.stop.cancel();
@@ -78,7 +78,7 @@ impl Place {
     }
 }
 
-async fn three(snapshots: SnapshotLimits) -> Vec<Place> {
+pub(super) async fn three(snapshots: SnapshotLimits) -> Vec<Place> {
     let mut places = Vec::new();
     for id in 1..=3 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -106,7 +106,7 @@ async fn three(snapshots: SnapshotLimits) -> Vec<Place> {
     places
 }
 
-async fn stop(places: Vec<Place>) {
+pub(super) async fn stop(places: Vec<Place>) {
     for mut place in places {
         if place.running.is_some() {
             place.kill().await;
@@ -115,7 +115,7 @@ async fn stop(places: Vec<Place>) {
 }
 
 /// Proposes at whichever of the running members leads.
-async fn propose(places: &[Place], line: &str) -> u64 {
+pub(super) async fn propose(places: &[Place], line: &str) -> u64 {
     let running = || places.iter().filter(|p| p.running.is_some());
     let mut leaderships: Vec<_> = running().map(|p| p.node().leadership()).collect();
     loop {
@@ -135,7 +135,7 @@ async fn propose(places: &[Place], line: &str) -> u64 {
     }
 }
 
-async fn agree(places: &[Place], count: usize) {
+pub(super) async fn agree(places: &[Place], count: usize) {
     for place in places.iter().filter(|p| p.running.is_some()) {
         let mut published = place.node().published();
         let all = published.wait_for(|published| published.view.len() == count);

@@ -6,6 +6,7 @@ mod conformance;
 mod damage;
 mod log;
 mod power_cut;
+mod recovery;
 mod rotation;
 mod single;
 mod snapshots;

@@ -14,7 +14,7 @@ use prost_types::field_descriptor_proto::{Label, Type};
 use prost_types::{DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet};
 use serde_json::{Map, Value};
 
-use super::time;
+use crate::time;
 
 /// Deeper nesting than any message of ours has: a wrong type name can't recurse for ever.
 const DEPTH_MAX: usize = 32;
@@ -31,7 +31,7 @@ static SCHEMA: LazyLock<Schema> = LazyLock::new(|| {
         enums: BTreeMap::new(),
     };
     // Our own build wrote the descriptors; should they not decode, every object shows as empty.
-    let set = FileDescriptorSet::decode(swarm_proto::DESCRIPTORS).unwrap_or_default();
+    let set = FileDescriptorSet::decode(crate::DESCRIPTORS).unwrap_or_default();
     for file in set.file {
         let package = file.package().to_owned();
         for message in file.message_type {
@@ -61,12 +61,20 @@ impl Schema {
 }
 
 /// The message as a JSON value; `name` is its full protobuf name.
-pub(crate) fn value(name: &str, message: &impl Message) -> Value {
-    object(name, &message.encode_to_vec(), DEPTH_MAX).unwrap_or(Value::Null)
+pub fn value(name: &str, message: &impl Message) -> Value {
+    encoded(name, &message.encode_to_vec(), &|_, _, _| None)
+}
+
+/// Says how a field is shown, where it is not as usual: by the name of its message, the field, and its content.
+pub type Lens<'a> = &'a dyn Fn(&str, &FieldDescriptorProto, &Raw<'_>) -> Option<Value>;
+
+/// The same of an encoded message, with some fields shown otherwise. Null where it is no such message.
+pub fn encoded(name: &str, bytes: &[u8], lens: Lens<'_>) -> Value {
+    object(name, bytes, (DEPTH_MAX, lens)).unwrap_or(Value::Null)
 }
 
 /// Without fields that have no value.
-pub(crate) fn printable(value: Value) -> Value {
+pub fn printable(value: Value) -> Value {
     match value {
         Value::Object(map) => Value::Object(
             map.into_iter()
@@ -79,13 +87,19 @@ pub(crate) fn printable(value: Value) -> Value {
     }
 }
 
-/// One field of the encoding: its number and raw content.
-enum Raw<'a> {
+/// The content of one field of the encoding.
+#[derive(Debug, Clone, Copy)]
+pub enum Raw<'a> {
+    /// Of a number, an enum or a bool.
     Number(u64),
+    /// Of anything else, and of packed numbers.
     Bytes(&'a [u8]),
 }
 
-fn object(name: &str, bytes: &[u8], depth: usize) -> Option<Value> {
+/// How deep it may still go, and how fields are shown.
+type Way<'a> = (usize, Lens<'a>);
+
+fn object(name: &str, bytes: &[u8], (depth, lens): Way<'_>) -> Option<Value> {
     if let Some(known) = well_known(name, bytes) {
         return Some(known);
     }
@@ -100,7 +114,10 @@ fn object(name: &str, bytes: &[u8], depth: usize) -> Option<Value> {
         let Some(field) = message.field.iter().find(|field| field.number() == number) else {
             continue;
         };
-        put(&mut map, field, &raw, depth)?;
+        match lens(name, field, &raw) {
+            Some(shown) => show(&mut map, field, shown)?,
+            None => put(&mut map, field, &raw, (depth, lens))?,
+        }
     }
     Some(Value::Object(map))
 }
@@ -136,16 +153,28 @@ fn absent(field: &FieldDescriptorProto) -> Value {
     }
 }
 
+fn show(map: &mut Map<String, Value>, field: &FieldDescriptorProto, shown: Value) -> Option<()> {
+    match map.get_mut(field.json_name())? {
+        Value::Array(list) => list.push(shown),
+        slot @ (Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Object(_)) => *slot = shown,
+    }
+    Some(())
+}
+
 fn put(
     map: &mut Map<String, Value>,
     field: &FieldDescriptorProto,
     raw: &Raw<'_>,
-    depth: usize,
+    way: Way<'_>,
 ) -> Option<()> {
     let slot = map.get_mut(field.json_name())?;
     match slot {
         Value::Object(entries) if is_map(field) => {
-            let Value::Object(mut entry) = single(field, raw, depth)? else {
+            let Value::Object(mut entry) = single(field, raw, way)? else {
                 return None;
             };
             let key = match entry.remove("key")? {
@@ -168,21 +197,21 @@ fn put(
                     packed = rest;
                 }
             }
-            Raw::Number(_) | Raw::Bytes(_) => list.push(single(field, raw, depth)?),
+            Raw::Number(_) | Raw::Bytes(_) => list.push(single(field, raw, way)?),
         },
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) | Value::Object(_) => {
-            *slot = single(field, raw, depth)?;
+            *slot = single(field, raw, way)?;
         }
     }
     Some(())
 }
 
-fn single(field: &FieldDescriptorProto, raw: &Raw<'_>, depth: usize) -> Option<Value> {
+fn single(field: &FieldDescriptorProto, raw: &Raw<'_>, way: Way<'_>) -> Option<Value> {
     match raw {
         Raw::Number(number) => Some(scalar(field, *number)),
         Raw::Bytes(bytes) => match field.r#type() {
             Type::String => Some(Value::String(String::from_utf8_lossy(bytes).into_owned())),
-            Type::Message | Type::Group => object(full_name(field), bytes, depth),
+            Type::Message | Type::Group => object(full_name(field), bytes, way),
             Type::Bytes
             | Type::Bool
             | Type::Enum
@@ -313,8 +342,7 @@ fn varint(bytes: &[u8]) -> Option<(u64, &[u8])> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use expect_test::expect;
-    use swarm_proto::pb;
+    use crate::pb;
 
     use super::*;
 
@@ -359,8 +387,10 @@ mod tests {
             "grace": shown["spec"]["container"]["stopGracePeriod"],
             "oom": shown["spec"]["container"]["oomScoreAdj"], "forceUpdate": shown["spec"]["forceUpdate"],
         });
-        expect![[r#"{"desiredState":"RUNNING","env":["A=1"],"forceUpdate":0,"grace":"1m30s","id":"t1","init":false,"labels":{"k":"v"},"meta":{"createdAt":"1970-01-01T00:00:01Z"},"oom":-5,"slot":3}"#]]
-            .assert_eq(&shown.to_string());
+        assert_eq!(
+            shown.to_string(),
+            r#"{"desiredState":"RUNNING","env":["A=1"],"forceUpdate":0,"grace":"1m30s","id":"t1","init":false,"labels":{"k":"v"},"meta":{"createdAt":"1970-01-01T00:00:01Z"},"oom":-5,"slot":3}"#
+        );
     }
 
     #[test]

@@ -1,0 +1,248 @@
+//! A cluster goes on from what one manager, or a backup, knows of it: as a cluster of one manager, in a new epoch.
+//!
+//! Both ways end in the same: a raft directory with this node as the only member, and the nodes, services and tasks of the
+//! recovered state. Nodes that were managers stay in it, and are none until they join again: the recovered cluster tells
+//! those it knows ([`super::fencing`]).
+
+use std::path::Path;
+use std::sync::Arc;
+
+use swarm_proto::id::{ClusterId, NodeId};
+use swarm_proto::own;
+use swarm_proto::pb;
+use swarm_proto::pb::node_spec::Availability;
+
+use super::backup::BackupError;
+use super::caserver::{new_node, sign};
+use super::raft::{
+    Epoch, Former, Member, Rebuilt, StorageError, Survey, forget, is_forced, put_in_place,
+};
+use super::store::State;
+use super::store::machine::StoreMachine;
+use super::store::watch::Hub;
+use super::{autolock, new_raft_id, random_id};
+use crate::ca::root::new_key_and_csr;
+use crate::ca::{NodeIdentity, NodeSubject, Role};
+use crate::clock::Clock;
+use crate::seal::Seal;
+
+pub(crate) use super::raft::settle;
+
+/// Why a cluster can't go on from a state.
+#[derive(Debug, thiserror::Error)]
+pub enum RecoveryError {
+    /// The raft directory.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
+    /// The backup.
+    #[error(transparent)]
+    Backup(#[from] BackupError),
+    /// The state, or the order.
+    #[error("{0}")]
+    Refused(String),
+}
+
+/// What --force-new-cluster came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Forced {
+    /// The cluster has this one member anyway.
+    Alone,
+    /// It was carried out by an earlier start.
+    Before,
+    /// This node is the only member now.
+    Now {
+        /// The epoch that begins.
+        epoch: Epoch,
+        /// How many managers are left behind.
+        left: usize,
+    },
+}
+
+/// Makes this manager the only one of its cluster, from what is on its disk. The caller holds the state directory's lock.
+/// Blocks on the disk.
+///
+/// # Errors
+/// When the state is damaged, or is none of a cluster. Nothing has changed then.
+pub(crate) fn force_new_cluster(
+    state_dir: &Path,
+    (node, cluster): (NodeId, ClusterId),
+    addresses: Vec<String>,
+    (seal, clock): (&Seal, &Clock),
+) -> Result<Forced, RecoveryError> {
+    let Some(survey) = Survey::read(state_dir, seal)? else {
+        return Err(RecoveryError::Refused(format!(
+            "--force-new-cluster: state dir {} has a manager's certificate and no log (raft/ is missing): restore it, or \
+             make the cluster anew from a backup with `swarmd restore`",
+            state_dir.display()
+        )));
+    };
+    let offline = survey.whole(StoreMachine::new(Hub::default()))?;
+    if offline.fenced.is_none() {
+        if is_forced(state_dir) {
+            return Ok(Forced::Before);
+        }
+        if offline.members.iter().all(|member| member.id == offline.id) {
+            return Ok(Forced::Alone);
+        }
+    }
+    let mut state = offline.view;
+    make_manager(&mut state, (node, cluster), clock)?;
+    // Above what it is of, and above what fenced it: the operator says that this one goes on.
+    let above = offline.fenced.map_or(offline.epoch, |fenced| fenced.by);
+    let epoch = offline.epoch.later(above).next(unique());
+    let node_id = node.to_string();
+    let mut former = offline.members;
+    former.retain(|member| member.member.node_id != node_id);
+    let left = former.len();
+    let rebuilt = Rebuilt {
+        view: &state,
+        index: offline.last.index,
+        term: offline.term,
+        epoch,
+        id: new_raft_id(),
+        member: Member { node_id, addresses },
+        former,
+        forced: true,
+        seal: seal.clone(),
+    };
+    rebuilt.prepare::<StoreMachine>(state_dir, &mut || Ok(()))?;
+    put_in_place(state_dir, epoch, &mut || Ok(()))?;
+    Ok(Forced::Now { epoch, left })
+}
+
+/// The recovered cluster runs: what it replaced may go.
+///
+/// # Errors
+/// When something can't be removed.
+pub(crate) fn proved(state_dir: &Path) -> Result<(), StorageError> {
+    forget(state_dir)
+}
+
+fn unique() -> u64 {
+    // Of the same randomness as a member's number.
+    new_raft_id()
+}
+
+/// This node is a manager, whatever the state says.
+fn make_manager(
+    state: &mut State,
+    (node, cluster): (NodeId, ClusterId),
+    clock: &Clock,
+) -> Result<(), RecoveryError> {
+    let known = state.cluster.clone().filter(|known| known.id == cluster);
+    let known = known.ok_or_else(|| {
+        RecoveryError::Refused(
+            "the log is not that of the cluster which this node's certificate names; restore both from one backup"
+                .to_owned(),
+        )
+    })?;
+    let mut known = Arc::unwrap_or_clone(known);
+    known.blacklist.remove(&node);
+    state.cluster = Some(Arc::new(known));
+    let object = state.nodes.get(&node).map(|node| node.as_ref().clone());
+    let mut object = object.unwrap_or_else(|| {
+        let certificate = pb::Certificate::default();
+        new_node(
+            node,
+            Role::Manager,
+            Availability::Active,
+            certificate,
+            clock,
+        )
+    });
+    object.desired_role = pb::NodeRole::Manager;
+    object.role = pb::NodeRole::Manager;
+    state.nodes.insert(node, Arc::new(object));
+    Ok(())
+}
+
+/// A new manager, that a backup's cluster goes on with.
+#[derive(Debug)]
+pub(crate) struct Restored {
+    pub(crate) identity: NodeIdentity,
+    pub(crate) epoch: Epoch,
+    state: State,
+    header: own::BackupHeader,
+    member: Member,
+}
+
+impl Restored {
+    /// Prepares it from a backup's header and state: a node of its own, with a certificate by the cluster's CA. Nothing is
+    /// on disk yet.
+    ///
+    /// # Errors
+    /// When the backup has no cluster, or not its CA's key.
+    pub(crate) fn new(
+        (header, mut state): (own::BackupHeader, State),
+        addresses: Vec<String>,
+        availability: Availability,
+        clock: &Clock,
+    ) -> Result<Self, RecoveryError> {
+        let refused = |reason: &dyn std::fmt::Display| {
+            RecoveryError::Refused(format!(
+                "can't make a manager of the backup's cluster: {reason}"
+            ))
+        };
+        let cluster = state.cluster.clone();
+        let cluster = cluster.ok_or_else(|| refused(&"it has no cluster object"))?;
+        let node_id = NodeId::from_raw(random_id());
+        let subject = NodeSubject {
+            node_id,
+            role: Role::Manager,
+            cluster_id: cluster.id,
+        };
+        let (key, csr) = new_key_and_csr().map_err(|e| refused(&e))?;
+        let certificate = sign(&cluster, &subject, csr.as_bytes(), clock);
+        let certificate = certificate.map_err(|status| refused(&status.message()))?;
+        let pem = String::from_utf8_lossy(&certificate.certificate).into_owned();
+        let root = String::from_utf8_lossy(&cluster.root_ca.ca_cert).into_owned();
+        let identity = NodeIdentity::from_pem(&pem, &key, &root).map_err(|e| refused(&e))?;
+        let node = new_node(node_id, Role::Manager, availability, certificate, clock);
+        state.nodes.insert(node_id, Arc::new(node));
+        let epoch = Epoch::of_wire(header.epoch).next(unique());
+        let node_id = node_id.to_string();
+        Ok(Self {
+            identity,
+            epoch,
+            state,
+            header,
+            member: Member { node_id, addresses },
+        })
+    }
+
+    /// How its secrets are kept: with autolock they open with the cluster's unlock key only, from the first start on.
+    pub(crate) fn seal(&self) -> Seal {
+        let seal = Seal::default();
+        if let Some(wish) = autolock::wish(&self.state) {
+            seal.adopt(&wish);
+        }
+        seal
+    }
+
+    /// Makes the raft directory. Blocks on the disk.
+    ///
+    /// # Errors
+    /// When something can't be written.
+    pub(crate) fn write(self, state_dir: &Path, seal: &Seal) -> Result<(), RecoveryError> {
+        let former = self.header.members.into_iter().map(|member| Former {
+            id: member.id,
+            member: Member {
+                node_id: member.node_id,
+                addresses: member.addresses,
+            },
+        });
+        let rebuilt = Rebuilt {
+            view: &self.state,
+            index: self.header.index,
+            term: self.header.term,
+            epoch: self.epoch,
+            id: new_raft_id(),
+            member: self.member,
+            former: former.collect(),
+            forced: false,
+            seal: seal.clone(),
+        };
+        rebuilt.prepare::<StoreMachine>(state_dir, &mut || Ok(()))?;
+        Ok(put_in_place(state_dir, self.epoch, &mut || Ok(()))?)
+    }
+}
