@@ -1,9 +1,14 @@
 //! Tells the manager where tasks are: the newest status of each, in as few requests as it takes.
 //!
 //! Drivers put statuses into [`Statuses`]; what is newer replaces what was not sent yet, so the
-//! table is as large as the node has tasks. One loop writes everything new to disk in one
-//! transaction, sends it in one request, and only then looks again: an idle agent reports at once,
-//! a busy one in batches. A status is sent until a manager has taken it.
+//! table is as large as the node has tasks. One loop sends everything new in one request, and only
+//! then looks again: an idle agent reports at once, a busy one in batches. A status is sent until a
+//! manager has taken it.
+//!
+//! The same loop writes to disk what is new, [`SAVE_LAG`] after it has come: a task's way to RUNNING
+//! is one transaction, not five, and no sync of the disk stands between two of its steps. A swarmd
+//! that is killed meanwhile finds an older status there, asks the runtime, and takes the steps again,
+//! which find them done.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -18,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::storage::Storage;
-use crate::clock::Clock;
+use crate::clock::{Clock, Monotonic};
 
 /// Statuses in one request; with the texts of a status at their longest it stays below gRPC's 4 MiB.
 pub(super) const BATCH_MAX: usize = 10_000;
@@ -26,6 +31,8 @@ pub(super) const BATCH_MAX: usize = 10_000;
 const BATCH_BYTES_MAX: usize = 2 << 20;
 /// Time for one request. It waits for a write of the managers.
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
+/// How long a status may be in memory alone.
+const SAVE_LAG: Duration = Duration::from_millis(250);
 /// Pause after a request, or a write to disk, that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -94,6 +101,10 @@ impl Statuses {
         self.lock().newest.get(&id).cloned()
     }
 
+    fn has_unsaved(&self) -> bool {
+        !self.lock().unsaved.is_empty()
+    }
+
     fn take_unsaved(&self) -> Batch {
         let mut inner = self.lock();
         let ids = std::mem::take(&mut inner.unsaved);
@@ -154,17 +165,27 @@ pub(super) struct Reporter {
 impl Reporter {
     pub(super) async fn run(mut self) {
         let mut limit = BATCH_MAX;
+        // When what is not on disk is to be there.
+        let mut due: Option<Monotonic> = None;
         loop {
             // Tasks that are about to move on do so first: one status less to send.
             tokio::task::yield_now().await;
-            let saved = save(&self.statuses, &self.storage).await;
+            let mut saved = Ok(());
+            if due.is_some_and(|due| self.clock.monotonic() >= due) {
+                due = None;
+                saved = save(&self.statuses, &self.storage).await;
+            }
             let sent = self.send(&mut limit).await;
+            if due.is_none() && self.statuses.has_unsaved() {
+                due = Some(self.clock.monotonic().after(SAVE_LAG));
+            }
             match (saved, sent) {
                 (Ok(()), Sent::Some) => {}
                 (Ok(()), Sent::Nothing) => tokio::select! {
                     biased;
                     () = self.statuses.changed.notified() => {}
                     Ok(()) = self.link.changed() => {}
+                    () = until(&self.clock, due) => {}
                 },
                 (Err(()), _) | (_, Sent::Failed) => self.clock.sleep(PAUSE).await,
             }
@@ -206,6 +227,14 @@ impl Reporter {
         }
         tracing::debug!(error = %status, statuses = batch.len(), "task statuses are not reported yet");
         Sent::Failed
+    }
+}
+
+/// Ends at a time, or never.
+async fn until(clock: &Clock, due: Option<Monotonic>) {
+    match due {
+        Some(due) => clock.sleep(due.since(clock.monotonic())).await,
+        None => std::future::pending().await,
     }
 }
 
