@@ -21,6 +21,7 @@ mod e2e {
     mod oci_cases;
     mod oci_fields;
     mod oci_table;
+    mod recovery;
     mod refusals;
     mod state;
     mod tasks;

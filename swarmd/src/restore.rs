@@ -25,7 +25,7 @@ use crate::state_dir::StateDir;
 
 /// Why nothing was restored.
 #[derive(Debug, thiserror::Error)]
-pub enum RestoreError {
+pub(crate) enum RestoreError {
     /// The file.
     #[error("backup {}: {reason}", path.display())]
     File {
@@ -59,7 +59,7 @@ fn failed(path: &Path) -> impl FnOnce(BackupError) -> RestoreError {
 ///
 /// # Errors
 /// Why it can't be used.
-pub fn check(path: &Path) -> Result<String, RestoreError> {
+pub(crate) fn check(path: &Path) -> Result<String, RestoreError> {
     let header = backup::check(open(path)?).map_err(failed(path))?;
     // Also that this version knows every object in it.
     backup::state(open(path)?).map_err(failed(path))?;
@@ -94,7 +94,7 @@ fn describe(header: &own::BackupHeader) -> String {
 ///
 /// # Errors
 /// Why not. The directory is as it was then.
-pub fn restore(
+pub(crate) fn restore(
     path: &Path,
     config: &Config,
     availability: Availability,

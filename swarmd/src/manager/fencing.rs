@@ -126,9 +126,13 @@ impl Teller {
                 let answer = answer.into_inner();
                 // Its address may be that of a manager of this epoch meanwhile, or of this one.
                 let ours = Epoch::of_wire(answer.epoch) == self.epoch;
+                let theirs = Epoch::of_wire(answer.epoch);
                 match answer.fenced || ours {
                     true => Told::Done,
-                    false => Told::Not("it does not give way".to_owned()),
+                    false => Told::Not(format!(
+                        "it is of epoch {theirs}, and this manager of {}: where both came from one state, end one of them",
+                        self.epoch
+                    )),
                 }
             }
             Ok(Err(reason)) => Told::Not(reason),

@@ -22,10 +22,18 @@ fn is_stdout(file: &Path) -> bool {
 
 /// Before anything is asked for.
 pub(super) fn check(flags: &Backup) -> Result<(), Error> {
-    if is_stdout(&flags.file) || flags.force || !flags.file.exists() {
+    if is_stdout(&flags.file) {
         return Ok(());
     }
-    Err(exists(&flags.file))
+    match fs::metadata(&flags.file) {
+        // A device would be replaced by a file.
+        Ok(found) if !found.is_file() => Err(local(io::Error::other(format!(
+            "{} is no file; name a file, or - for stdout",
+            flags.file.display()
+        )))),
+        Ok(_) if !flags.force => Err(exists(&flags.file)),
+        Ok(_) | Err(_) => Ok(()),
+    }
 }
 
 fn exists(file: &Path) -> Error {
@@ -149,9 +157,11 @@ impl To {
         match replace {
             true => fs::rename(&unfinished.0, &path).map_err(local)?,
             // Unlike a rename it leaves alone what somebody else has put there meanwhile.
-            false => fs::hard_link(&unfinished.0, &path).map_err(|e| match e.kind() {
-                io::ErrorKind::AlreadyExists => exists(&path),
-                _ => local(e),
+            false => fs::hard_link(&unfinished.0, &path).map_err(|e| {
+                match e.kind() == io::ErrorKind::AlreadyExists {
+                    true => exists(&path),
+                    false => local(e),
+                }
             })?,
         }
         drop(unfinished);

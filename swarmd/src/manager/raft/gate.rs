@@ -162,16 +162,17 @@ impl Gate {
         if let Some(fenced) = self.fenced() {
             return Err(refuse(fenced.by, fenced.to_string()));
         }
-        if own == Epoch::NONE && theirs != Epoch::NONE {
-            return match from {
-                Sender::Leader => self
-                    .adopt(theirs)
-                    .map_err(|e| Status::internal(e.to_string())),
-                Sender::Anyone => Err(Status::failed_precondition(
-                    "this manager has not heard from its leader yet",
-                )),
-            };
+        if own == Epoch::NONE {
+            // A leader has one.
+            if from == Sender::Anyone || theirs == Epoch::NONE {
+                let text = "this manager has not heard from its leader yet";
+                return Err(Status::failed_precondition(text));
+            }
+            let adopted = self.adopt(theirs);
+            adopted.map_err(|e| Status::internal(e.to_string()))?;
         }
+        // Another leader may have been first.
+        let own = self.epoch();
         match own.to(theirs) {
             Stands::Same => return Ok(()),
             Stands::Above => self.fence(theirs, Vec::new()),

@@ -119,7 +119,7 @@ async fn nothing_is_readable_in_the_files_and_only_the_owner_may_open_them() {
     snapshots::write(&opened.snapshots, log_id(1, 0), MARKER);
     close(log).await;
     let files = tree(dir.path());
-    assert_eq!(files.len(), 4, "{:?}", files.keys());
+    assert_eq!(files.len(), 5, "{:?}", files.keys());
     for (path, content) in files {
         let found = content
             .windows(MARKER.len())
