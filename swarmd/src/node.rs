@@ -510,23 +510,32 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
                 availability,
                 unlock_key,
             };
-            let identity = bootstrap::found(manager.store(), clock, founder).await?;
-            identity_dir(site).store(&identity)?;
-            state.end_bootstrap()?;
-            tracing::info!(
-                cluster.id = %identity.cluster_id(),
-                node.id = %identity.node_id(),
-                "founded a cluster; `swarmctl cluster join-token worker` tells how nodes join it"
-            );
-            if config.autolock {
-                tracing::warn!(
-                    "autolock is on: without its unlock key this manager can't be started again; show it with `swarmctl cluster unlock-key` and keep it somewhere else"
-                );
-            }
-            identity
+            found(site, &manager, founder).await?
         }
     };
     Ok((manager, identity))
+}
+
+/// Founds a cluster, in the log of its first manager and in its identity on disk.
+async fn found(
+    site: &Site,
+    manager: &Manager,
+    founder: bootstrap::Founder,
+) -> Result<NodeIdentity, NodeError> {
+    let identity = bootstrap::found(manager.store(), &site.clock, founder).await?;
+    identity_dir(site).store(&identity)?;
+    site.state.end_bootstrap()?;
+    tracing::info!(
+        cluster.id = %identity.cluster_id(),
+        node.id = %identity.node_id(),
+        "founded a cluster; `swarmctl cluster join-token worker` tells how nodes join it"
+    );
+    if site.config.autolock {
+        tracing::warn!(
+            "autolock is on: without its unlock key this manager can't be started again; show it with `swarmctl cluster unlock-key` and keep it somewhere else"
+        );
+    }
+    Ok(identity)
 }
 
 /// The key of a cluster that is founded with locked managers: before its first manager's first secret is written.

@@ -25,9 +25,12 @@ fn config(dir: &Path) -> Config {
 async fn restored() -> (tempfile::TempDir, Vec<String>) {
     let (store, clock) = (Store::in_memory(), Clock::real());
     let node = NodeId::from_raw(7);
-    bootstrap::found(&store, &clock, node, Availability::Active)
-        .await
-        .unwrap();
+    let founder = bootstrap::Founder {
+        node_id: node,
+        availability: Availability::Active,
+        unlock_key: None,
+    };
+    bootstrap::found(&store, &clock, founder).await.unwrap();
     let state = store.view();
     let root = state.cluster.as_ref().unwrap().root_ca.clone();
     let tokens = root.join_tokens.unwrap();
@@ -50,7 +53,7 @@ async fn restored() -> (tempfile::TempDir, Vec<String>) {
 }
 
 fn dump(dir: &Path, what: &Dump) -> Dumped {
-    run(&dir.join("state"), what).unwrap()
+    run(&dir.join("state"), None, what).unwrap()
 }
 
 #[tokio::test]
@@ -121,7 +124,7 @@ async fn objects_are_found_by_kind_and_id_and_damage_is_named() {
 #[test]
 fn a_directory_of_nobody_and_of_a_worker_have_nothing_to_show() {
     let dir = tempfile::tempdir().unwrap();
-    let told = |dir: &Path| run(dir, &Dump::default()).unwrap_err().to_string();
+    let told = |dir: &Path| run(dir, None, &Dump::default()).unwrap_err().to_string();
     assert!(told(dir.path()).contains("does not exist"));
     let state = StateDir::open(dir.path()).unwrap();
     assert!(told(dir.path()).contains("is in use by another swarmd"));
