@@ -83,7 +83,7 @@ fn damaged(problem: impl std::fmt::Display) -> BackupError {
 }
 
 /// How a backup of this state is sealed. The one place that decides it: where managers are locked, it would name the
-/// unlock key here, [`write`] would seal each frame, and [`Reader::open`] ask for the key.
+/// unlock key here, [`write()`] would seal each frame, and its reader ask for the key.
 fn seal_of(_: &State) -> String {
     String::new()
 }
