@@ -4,9 +4,10 @@
 #![expect(
     clippy::disallowed_methods,
     clippy::panic,
+    clippy::print_stdout,
     clippy::unwrap_used,
     clippy::indexing_slicing,
-    reason = "a test reads its seed from the environment, takes the time, and fails by panicking"
+    reason = "a test reads its seed from the environment, takes the time, and fails by panicking, with what it has to say"
 )]
 
 #[path = "sim/managers/mod.rs"]
@@ -24,7 +25,7 @@ const SEEDS: u64 = 200;
 const STEPS: u64 = 60;
 /// Seeds of several managers in an ordinary run of the tests, and what befalls each.
 const MANAGERS_SEEDS: u64 = 300;
-const MANAGERS_STEPS: u64 = 14;
+const MANAGERS_STEPS: u64 = 10;
 /// Failures that are shown.
 const SHOWN: usize = 3;
 
@@ -111,12 +112,14 @@ fn several_managers_keep_the_promises_for_every_seed() {
     let ran: Vec<&fate::Ran> = results.iter().filter_map(|r| r.as_ref().ok()).collect();
     let entries: u64 = ran.iter().map(|ran| ran.entries).sum();
     let leaderships: usize = ran.iter().map(|ran| ran.leaderships).sum();
+    let snapshots: usize = ran.iter().map(|ran| ran.snapshots).sum();
     let told: usize = ran.iter().map(|ran| ran.operations.0).sum();
     let not: usize = ran.iter().map(|ran| ran.operations.1).sum();
     let slowest = ran.iter().map(|ran| ran.converged_after).max();
     println!(
         "several managers: {count} seeds of {steps} steps in {took:.1?} ({:.0} a minute), {entries} \
-         log entries, {leaderships} leaderships, {told} operations answered and {not} not, converged \
+         log entries, {leaderships} leaderships, {snapshots} snapshots \
+         sent, {told} operations answered and {not} not, converged \
          within {:?} of the last fault",
         per_minute(count, took),
         slowest.unwrap_or_default(),

@@ -20,52 +20,71 @@ pub(crate) struct Ran {
     pub(crate) operations: (usize, usize),
     /// How many leaderships there were.
     pub(crate) leaderships: usize,
+    /// How many snapshots one manager sent to another.
+    pub(crate) snapshots: usize,
     /// Virtual time from the end of the faults to convergence.
     pub(crate) converged_after: Duration,
 }
 
-/// What may happen, and how often compared with the others.
-const FATES: [(u64, Fate); 17] = [
-    (8, Fate::Kill),
-    (8, Fate::KillAtDisk),
-    (8, Fate::KillAtMessage),
-    (16, Fate::Start),
-    (3, Fate::Stop),
-    (6, Fate::Isolate),
-    (5, Fate::OneWay),
-    (4, Fate::Split),
-    (3, Fate::Flap),
-    (10, Fate::Heal),
-    (6, Fate::Weather),
-    (3, Fate::Full),
-    (4, Fate::Slow),
-    (6, Fate::Well),
-    (4, Fate::Clock),
-    (3, Fate::Replace),
-    (5, Fate::Lead),
-];
-
 /// Something that befalls a cluster.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Fate {
+    Process(OfProcess),
+    Network(OfNetwork),
+    Host(OfHost),
+    /// A manager leaves for good, and another one comes.
+    Replace,
+    /// The leader hands over.
+    HandOver,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OfProcess {
     Kill,
     KillAtDisk,
     KillAtMessage,
     Start,
     Stop,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OfNetwork {
     Isolate,
     OneWay,
     Split,
     Flap,
     Heal,
     Weather,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum OfHost {
     Full,
     Slow,
     Well,
     Clock,
-    Replace,
-    Lead,
 }
+
+/// What may happen, and how often compared with the others.
+const FATES: [(u64, Fate); 17] = [
+    (8, Fate::Process(OfProcess::Kill)),
+    (8, Fate::Process(OfProcess::KillAtDisk)),
+    (8, Fate::Process(OfProcess::KillAtMessage)),
+    (16, Fate::Process(OfProcess::Start)),
+    (3, Fate::Process(OfProcess::Stop)),
+    (6, Fate::Network(OfNetwork::Isolate)),
+    (5, Fate::Network(OfNetwork::OneWay)),
+    (4, Fate::Network(OfNetwork::Split)),
+    (3, Fate::Network(OfNetwork::Flap)),
+    (10, Fate::Network(OfNetwork::Heal)),
+    (6, Fate::Network(OfNetwork::Weather)),
+    (3, Fate::Host(OfHost::Full)),
+    (4, Fate::Host(OfHost::Slow)),
+    (6, Fate::Host(OfHost::Well)),
+    (4, Fate::Host(OfHost::Clock)),
+    (3, Fate::Replace),
+    (5, Fate::HandOver),
+];
 
 /// Runs one seed.
 ///
@@ -118,8 +137,11 @@ pub(crate) fn drive_with(
             let ended = story(&mut cluster).await;
             last = cluster.trace.last();
             let converged_after = ended?;
+            let trace = cluster.trace.text();
             Ok(Ran {
-                trace: cluster.trace.text(),
+                // Request and response begin with a head each.
+                snapshots: trace.matches(" Snapshot 0 bytes").count() / 2,
+                trace,
                 entries: cluster.witness.newest(),
                 operations: cluster.shared.history().counts(),
                 leaderships: cluster.witness.leaderships(),
@@ -145,7 +167,7 @@ pub(crate) fn drive_with(
 async fn befall(cluster: &mut Cluster) {
     let total = FATES.iter().map(|(weight, _)| weight).sum();
     let mut at = cluster.random.below(total);
-    let mut chosen = Fate::Heal;
+    let mut chosen = Fate::Network(OfNetwork::Heal);
     for (weight, fate) in FATES {
         if at < weight {
             chosen = fate;
@@ -157,25 +179,21 @@ async fn befall(cluster: &mut Cluster) {
     let id = cluster.random.pick(&ids);
     cluster.trace.say(format_args!("fate: {chosen:?} {id}"));
     match chosen {
-        Fate::Kill | Fate::KillAtDisk | Fate::KillAtMessage | Fate::Start | Fate::Stop => {
-            of_process(cluster, chosen, id).await;
-        }
-        Fate::Isolate | Fate::OneWay | Fate::Split | Fate::Flap | Fate::Heal | Fate::Weather => {
-            of_network(cluster, chosen, &ids, id).await;
-        }
-        Fate::Full | Fate::Slow | Fate::Well | Fate::Clock => of_host(cluster, chosen, id),
+        Fate::Process(fate) => of_process(cluster, fate, id).await,
+        Fate::Network(fate) => of_network(cluster, fate, &ids, id).await,
+        Fate::Host(fate) => of_host(cluster, fate, id),
         Fate::Replace => replace(cluster, id).await,
-        Fate::Lead => lead(cluster, id).await,
+        Fate::HandOver => hand_over(cluster, id).await,
     }
 }
 
-async fn of_process(cluster: &mut Cluster, fate: Fate, id: u64) {
+async fn of_process(cluster: &mut Cluster, fate: OfProcess, id: u64) {
     let power = cluster.random.per_mille(500);
     let soon = cluster.random.below(60);
     match fate {
-        Fate::KillAtDisk => cluster.managers[&id].disk.burn_down(soon),
-        Fate::KillAtMessage => cluster.network.burn_down(id, soon),
-        Fate::Start => {
+        OfProcess::KillAtDisk => cluster.managers[&id].disk.burn_down(soon),
+        OfProcess::KillAtMessage => cluster.network.burn_down(id, soon),
+        OfProcess::Start => {
             let down: Vec<u64> = cluster
                 .managers
                 .values()
@@ -190,22 +208,22 @@ async fn of_process(cluster: &mut Cluster, fate: Fate, id: u64) {
                 }
             }
         }
-        Fate::Stop => cluster.stop(id).await,
-        _ => cluster.kill(id, power),
+        OfProcess::Stop => cluster.stop(id).await,
+        OfProcess::Kill => cluster.kill(id, power),
     }
 }
 
-async fn of_network(cluster: &mut Cluster, fate: Fate, ids: &[u64], id: u64) {
+async fn of_network(cluster: &mut Cluster, fate: OfNetwork, ids: &[u64], id: u64) {
     let others = ids.iter().copied().filter(|other| *other != id);
     let fair = cluster.random.per_mille(400);
     match fate {
-        Fate::Isolate => {
+        OfNetwork::Isolate => {
             for other in others {
                 cluster.network.cut(id, other);
                 cluster.network.cut(other, id);
             }
         }
-        Fate::OneWay => {
+        OfNetwork::OneWay => {
             let in_ = cluster.random.per_mille(500);
             for other in others {
                 match in_ {
@@ -214,7 +232,7 @@ async fn of_network(cluster: &mut Cluster, fate: Fate, ids: &[u64], id: u64) {
                 }
             }
         }
-        Fate::Split => {
+        OfNetwork::Split => {
             let half = ids.len() / 2;
             for one in &ids[..half] {
                 for two in &ids[half..] {
@@ -223,7 +241,7 @@ async fn of_network(cluster: &mut Cluster, fate: Fate, ids: &[u64], id: u64) {
                 }
             }
         }
-        Fate::Flap => {
+        OfNetwork::Flap => {
             for _ in 0..6 {
                 for other in ids {
                     cluster.network.cut(id, *other);
@@ -235,7 +253,7 @@ async fn of_network(cluster: &mut Cluster, fate: Fate, ids: &[u64], id: u64) {
                 cluster.run_for(pause).await;
             }
         }
-        Fate::Weather => {
+        OfNetwork::Weather => {
             let random = &mut cluster.random;
             let mut up_to = |most| if fair { 0 } else { random.below(most) };
             let weather = Weather {
@@ -245,22 +263,23 @@ async fn of_network(cluster: &mut Cluster, fate: Fate, ids: &[u64], id: u64) {
             };
             cluster.network.set_weather(weather);
         }
-        _ => cluster.network.heal(),
+        OfNetwork::Heal => cluster.network.heal(),
     }
 }
 
-fn of_host(cluster: &mut Cluster, fate: Fate, id: u64) {
+fn of_host(cluster: &mut Cluster, fate: OfHost, id: u64) {
     let slow = 20 + cluster.random.below(400);
     let jump = i64::try_from(cluster.random.below(7_200_000)).unwrap() - 3_600_000;
-    match (fate, &cluster.managers[&id]) {
-        (Fate::Full, manager) => manager.disk.set(Health::Full),
-        (Fate::Slow, manager) => manager.disk.set(Health::Slow(slow)),
-        (Fate::Clock, manager) => {
+    let manager = &cluster.managers[&id];
+    match fate {
+        OfHost::Full => manager.disk.set(Health::Full),
+        OfHost::Slow => manager.disk.set(Health::Slow(slow)),
+        OfHost::Clock => {
             if let Some(up) = &manager.up {
                 up.clock.set_ahead_ms(jump);
             }
         }
-        _ => {
+        OfHost::Well => {
             for manager in cluster.managers.values() {
                 manager.disk.set(Health::Well);
             }
@@ -282,7 +301,7 @@ async fn replace(cluster: &mut Cluster, id: u64) {
 }
 
 /// The leader hands over.
-async fn lead(cluster: &mut Cluster, id: u64) {
+async fn hand_over(cluster: &mut Cluster, id: u64) {
     let Some((_, leader)) = cluster.leader() else {
         return;
     };
@@ -290,6 +309,7 @@ async fn lead(cluster: &mut Cluster, id: u64) {
         return;
     };
     let membership = up.raft.membership();
+    // It is refused where there is nobody to take over.
     let handed = membership.transfer_leader(id);
     let _ = tokio::time::timeout(Duration::from_secs(1), handed).await;
 }

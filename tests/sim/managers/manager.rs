@@ -137,10 +137,9 @@ impl Manager {
         if let Some(up) = self.up.take() {
             up.process.kill();
         }
-        match power {
-            true => self.disk.cut(),
-            // What a process wrote stays in the page cache when only the process dies.
-            false => {}
+        // What a process wrote stays in the page cache when only the process dies.
+        if power {
+            self.disk.cut();
         }
     }
 

@@ -16,6 +16,9 @@
 //! - [`clients`]: who uses it; [`history`]: what they were told; [`witness`]: what watchers saw.
 //! - [`scenarios`]: named stories: bugs that others had, and what this simulation found here.
 //!
+//! A message of openraft's about a "reversed range" is a debug assertion in a stream of a leader that was deposed; it ends
+//! that stream, which was about to end.
+//!
 //! Nothing waits for the world and nothing is random but by the seed, but for keys and nonces, which nothing depends on. So a
 //! run is replayed by its seed alone: [`trace`] is the same, byte for byte.
 

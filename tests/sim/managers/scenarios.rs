@@ -503,6 +503,27 @@ fn a_write_that_a_stopping_leader_has_sent_out_is_not_called_untaken() {
     });
 }
 
+/// Found here (seed 1129, 40 steps): a leader that was told to hand over to itself, or to a manager without a vote, took no
+/// more writes for ever where nobody else votes.
+#[test]
+fn a_leader_that_can_hand_over_to_nobody_goes_on() {
+    story(1, async |cluster| {
+        for to in [1, 2] {
+            let door = cluster.managers[&1]
+                .up
+                .as_ref()
+                .map(|up| up.raft.membership());
+            let membership = door.ok_or("it is down").map_err(one)?;
+            let handed = membership.transfer_leader(to).await;
+            if handed.is_ok() {
+                return Err(one(format!("it hands over to {to}")));
+            }
+            put(cluster, 0).await?;
+        }
+        cluster.broken()
+    });
+}
+
 /// The simulation has teeth: with disks that forget what they say they keep, writes are lost, and that is found.
 #[test]
 fn disks_that_lie_are_found_out() {
