@@ -100,7 +100,7 @@ test-fuzz: build-deps ## Parsers of what others write, fed with nonsense for 60 
 	FUZZ_SECONDS=60 FUZZ_SEED=$(or $(FUZZ_SEED),1) cargo test --package agent-runtime --test fuzz -- --nocapture
 
 .PHONY: sim
-sim: build-deps ## The simulator: make sim SEED=1 N=10000 STEPS=200
+sim: build-deps ## The simulators: make sim SEED=1 N=10000 STEPS=200
 	SEED=$(SEED) N=$(N) STEPS=$(STEPS) cargo test --release --package swarm --test sim -- --nocapture
 
 .PHONY: test-chaos

@@ -109,8 +109,15 @@ impl<M: Machine> Membership<M> {
     /// leader shows in [`super::RaftNode::leadership`], and is someone else if `to` doesn't take it.
     ///
     /// # Errors
-    /// When consensus has stopped.
+    /// When `to` is no other voter, or consensus has stopped.
     pub async fn transfer_leader(&self, to: RaftId) -> Result<(), MembershipError> {
+        let status = self.status();
+        // A leader that hands over takes no more writes until another one leads: without one to take over, for ever.
+        if to == status.id || status.members.get(&to).is_none_or(|member| !member.voter) {
+            return Err(MembershipError::Refused(format!(
+                "manager {to} can't take over the leadership: it is not another voting manager"
+            )));
+        }
         let asked = self.raft.trigger().transfer_leader(to).await;
         asked.map_err(|e| MembershipError::Stopped(e.to_string()))
     }

@@ -8,12 +8,13 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{
     ClientWriteError, Fatal, ForwardReason, ForwardToLeader, LinearizableReadError, RaftError,
 };
 use openraft::{Raft, ReadPolicy};
 use tokio::sync::{Semaphore, SemaphorePermit, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::state_machine::{Machine, Published, StateMachine};
 use super::status::Leadership;
@@ -143,10 +144,12 @@ impl<M: Machine> Proposer<M> {
             });
         }
         let _room = self.room.take(size).await?;
+        let began = Instant::now();
         for _ in 0..TRIES {
+            self.check_running()?;
             let write = self.raft.client_write(command.clone());
             let waiting = timeout(DEADLINE, write).await;
-            let refused = match waiting.map_err(|_| outcome_unknown())? {
+            let refused = match waiting.map_err(|_| outcome_unknown(began))? {
                 Ok(response) => {
                     return Ok(Proposed {
                         index: response.log_id.index,
@@ -155,17 +158,24 @@ impl<M: Machine> Proposer<M> {
                 }
                 Err(RaftError::APIError(ClientWriteError::ForwardToLeader(to))) => to,
                 Err(RaftError::APIError(ClientWriteError::LogEntryDiscarded(_))) => {
-                    return Err(outcome_unknown());
+                    return Err(outcome_unknown(began));
                 }
                 Err(RaftError::APIError(
                     other @ (ClientWriteError::ChangeMembershipError(_)
                     | ClientWriteError::PreconditionFailed(_)),
                 )) => return Err(ProposeError::Failed(other.to_string())),
-                Err(RaftError::Fatal(fatal)) => return Err(failed(fatal)),
+                // Consensus stopped while it had the command: others may have it too, and commit it.
+                Err(RaftError::Fatal(_)) => return Err(outcome_unknown(began)),
             };
             self.wait_for_leader(refused).await?;
         }
         Err(ProposeError::NoLeader { waited: DEADLINE })
+    }
+
+    /// Nothing is proposed to consensus that has stopped: that is for sure only before it has the command.
+    fn check_running(&self) -> Result<(), ProposeError> {
+        let running = self.raft.metrics().borrow_watched().running_state.clone();
+        running.map_err(failed)
     }
 
     /// Waits until this manager's state holds everything acknowledged before the call. After it,
@@ -247,8 +257,9 @@ impl Room {
     }
 }
 
-fn outcome_unknown() -> ProposeError {
-    ProposeError::OutcomeUnknown { waited: DEADLINE }
+fn outcome_unknown(began: Instant) -> ProposeError {
+    let waited = began.elapsed();
+    ProposeError::OutcomeUnknown { waited }
 }
 
 fn no_outcome() -> ProposeError {

@@ -214,7 +214,8 @@ async fn leadership_is_handed_over_and_a_member_removed() {
     while second.borrow().term().is_none() {
         propose(&places, "whoever leads").await;
         for place in &places {
-            place.node().membership().transfer_leader(2).await.unwrap();
+            // Refused by the second itself, and without effect where another one follows.
+            let _ = place.node().membership().transfer_leader(2).await;
         }
         let mut waiting = second.clone();
         let leads = waiting.wait_for(|l| l.term().is_some());

@@ -1,0 +1,355 @@
+//! The network between managers: the real gRPC messages of the real client and server, without sockets.
+//!
+//! A call is a connection of its own. What is sent over it arrives in order or not at all, as over TCP; what can happen to it
+//! is delay, a stall until a partition heals, or a reset. Different calls overtake each other. A request that asks once
+//! (votes) may arrive twice, the second time much later. Sending and arriving are moments at which a process may die.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::Duration;
+
+use bytes::Bytes;
+use futures::stream;
+use harness::sim::random::Random;
+use http::{Request, Response};
+use http_body_util::{BodyExt as _, Full, StreamBody};
+use hyper::body::Frame;
+use swarm_proto::own::raft_server::RaftServer;
+use swarmd::manager::raft::{DialError, Dialer, Line, LineError, Member, RaftService};
+use swarmd::manager::store::machine::StoreMachine;
+use swarmd::process::Process;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, sleep, sleep_until};
+use tonic::body::Body;
+use tower::Service as _;
+use tower::util::BoxCloneSyncService;
+
+use super::trace::Trace;
+
+/// Frames on their way over one connection.
+const IN_FLIGHT: usize = 64;
+/// How long a connection lives over which nothing gets through.
+const PATIENCE: Duration = Duration::from_secs(4);
+/// How often a sender looks whether a partition has healed.
+const RESEND: Duration = Duration::from_millis(20);
+
+type Server = RaftServer<RaftService<StoreMachine>>;
+
+/// All links; a handle, cheap to clone.
+#[derive(Debug, Clone)]
+pub(crate) struct Network(Arc<Mutex<Inner>>);
+
+/// How messages fare, in parts of a thousand.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Weather {
+    /// Lost: the connection is reset, or the message comes again after a second or so.
+    pub(crate) lost: u64,
+    /// Up to 400 ms late.
+    pub(crate) late: u64,
+    /// Votes that come a second time.
+    pub(crate) doubled: u64,
+}
+
+struct Inner {
+    random: Random,
+    trace: Trace,
+    weather: Weather,
+    /// From whom to whom nothing gets through.
+    cut: BTreeSet<(u64, u64)>,
+    /// Who is up.
+    managers: BTreeMap<u64, (Process, Server)>,
+    /// Messages until a process dies.
+    fuses: BTreeMap<u64, u64>,
+}
+
+impl std::fmt::Debug for Inner {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Inner(cut {:?})", self.cut)
+    }
+}
+
+/// The address of a manager.
+pub(crate) fn address(id: u64) -> String {
+    format!("m{id}")
+}
+
+impl Network {
+    /// A network without managers.
+    pub(crate) fn new(seed: u64, trace: Trace) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            random: Random::new(seed),
+            trace,
+            weather: Weather::default(),
+            cut: BTreeSet::new(),
+            managers: BTreeMap::new(),
+            fuses: BTreeMap::new(),
+        })))
+    }
+
+    /// A manager is up.
+    pub(crate) fn listen(&self, id: u64, process: &Process, server: Server) {
+        let mut inner = self.lock();
+        inner.fuses.remove(&id);
+        inner.managers.insert(id, (process.clone(), server));
+    }
+
+    /// A manager is down: connections to it are refused.
+    pub(crate) fn hang_up(&self, id: u64) {
+        self.lock().managers.remove(&id);
+    }
+
+    /// What manager `from` dials with.
+    pub(crate) fn dialer(&self, from: u64, process: &Process) -> Phone {
+        Phone {
+            network: self.clone(),
+            from,
+            process: process.clone(),
+        }
+    }
+
+    /// Sets the weather.
+    pub(crate) fn set_weather(&self, weather: Weather) {
+        self.lock().weather = weather;
+    }
+
+    /// Cuts a link, in one direction.
+    pub(crate) fn cut(&self, from: u64, to: u64) {
+        self.lock().cut.insert((from, to));
+    }
+
+    /// Mends all links.
+    pub(crate) fn heal(&self) {
+        self.lock().cut.clear();
+    }
+
+    /// The process of a manager dies at its so-many-th message from now.
+    pub(crate) fn burn_down(&self, id: u64, messages: u64) {
+        self.lock().fuses.insert(id, messages);
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap()
+    }
+
+    /// A message of `id` is sent or arrives; true if that is the end of its process.
+    fn touches(&self, id: u64) -> bool {
+        let mut inner = self.lock();
+        let Some(left) = inner.fuses.get_mut(&id) else {
+            return false;
+        };
+        if *left > 0 {
+            *left -= 1;
+            return false;
+        }
+        inner.fuses.remove(&id);
+        let process = inner.managers.get(&id).map(|(process, _)| process.clone());
+        drop(inner);
+        if let Some(process) = process {
+            process.kill();
+        }
+        true
+    }
+
+    fn manager(&self, id: u64) -> Option<(Process, Server)> {
+        let inner = self.lock();
+        let found = inner.managers.get(&id)?;
+        (!found.0.is_dead()).then(|| found.clone())
+    }
+}
+
+/// Makes calls for one manager.
+#[derive(Debug, Clone)]
+pub(crate) struct Phone {
+    network: Network,
+    from: u64,
+    process: Process,
+}
+
+impl Dialer for Phone {
+    fn dial(&self, _: &Member, address: &str) -> Result<Line, DialError> {
+        let to = address
+            .trim_start_matches('m')
+            .parse()
+            .map_err(|_| DialError {
+                address: address.to_owned(),
+                reason: "no such manager".to_owned(),
+            })?;
+        let phone = self.clone();
+        let service = tower::service_fn(move |request| {
+            let phone = phone.clone();
+            async move { phone.call(to, request).await }
+        });
+        Ok(Line::Simulated(BoxCloneSyncService::new(service)))
+    }
+}
+
+/// A connection in one direction.
+#[derive(Debug, Clone)]
+struct Way {
+    network: Network,
+    from: u64,
+    to: u64,
+    what: Arc<str>,
+    last: Instant,
+}
+
+impl Way {
+    fn new(network: &Network, (from, to): (u64, u64), what: &Arc<str>) -> Self {
+        Self {
+            network: network.clone(),
+            from,
+            to,
+            what: Arc::clone(what),
+            last: Instant::now(),
+        }
+    }
+
+    /// Sends something of a size; when it arrives, or that the connection is gone.
+    async fn send(&mut self, size: usize) -> Result<Instant, LineError> {
+        if self.network.touches(self.from) {
+            return Err("the sender dies".into());
+        }
+        let began = Instant::now();
+        while self.network.lock().cut.contains(&(self.from, self.to)) {
+            if began.elapsed() > PATIENCE {
+                return Err("the connection timed out".into());
+            }
+            sleep(RESEND).await;
+        }
+        let inner = &mut *self.network.lock();
+        let (random, weather) = (&mut inner.random, inner.weather);
+        let delay = if random.per_mille(weather.lost) {
+            if random.per_mille(300) {
+                return Err("the connection was reset".into());
+            }
+            random.millis(200, 1_200)
+        } else if random.per_mille(weather.late) {
+            random.millis(5, 400)
+        } else {
+            Duration::from_millis(random.below(5).saturating_sub(2))
+        };
+        self.last = self.last.max(Instant::now() + delay);
+        let (from, to, what) = (self.from, self.to, &self.what);
+        inner.trace.note(format_args!(
+            "{from} -> {to} {what} {size} bytes, {delay:?}"
+        ));
+        Ok(self.last)
+    }
+
+    /// Returns when it arrives.
+    async fn arrive(&self, at: Instant) -> Result<(), LineError> {
+        if at > Instant::now() {
+            sleep_until(at).await;
+        }
+        match self.network.touches(self.to) {
+            true => Err("the receiver dies".into()),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes what a body has to its other end, which is returned with the work of doing so.
+    fn flow(mut self, mut body: Body) -> (Body, impl Future<Output = ()> + Send) {
+        let (sender, receiver) = mpsc::channel::<Option<(Instant, Frame<Bytes>)>>(IN_FLIGHT);
+        let way = self.clone();
+        let work = async move {
+            loop {
+                let frame = tokio::select! {
+                    biased;
+                    () = sender.closed() => return,
+                    frame = body.frame() => frame,
+                };
+                let sent = match frame {
+                    None => None,
+                    Some(Err(_)) => return,
+                    Some(Ok(frame)) => {
+                        let size = frame.data_ref().map_or(0, Bytes::len);
+                        let Ok(at) = self.send(size).await else {
+                            return;
+                        };
+                        Some((at, frame))
+                    }
+                };
+                let end = sent.is_none();
+                if sender.send(sent).await.is_err() || end {
+                    return;
+                }
+            }
+        };
+        let frames = stream::unfold(Some((receiver, way)), |state| async move {
+            let (mut receiver, way) = state?;
+            match receiver.recv().await {
+                Some(Some((at, frame))) => match way.arrive(at).await {
+                    Ok(()) => Some((Ok(frame), Some((receiver, way)))),
+                    Err(gone) => Some((Err(gone), None)),
+                },
+                Some(None) => None,
+                None => Some((Err("the connection was reset".into()), None)),
+            }
+        });
+        (Body::new(StreamBody::new(frames)), work)
+    }
+}
+
+impl Phone {
+    async fn call(self, to: u64, request: Request<Body>) -> Result<Response<Body>, LineError> {
+        let path = request.uri().path();
+        let what: Arc<str> = path.rsplit('/').next().unwrap_or_default().into();
+        let mut out = Way::new(&self.network, (self.from, to), &what);
+        let back = Way::new(&self.network, (to, self.from), &what);
+        let at = out.send(0).await?;
+        out.arrive(at).await?;
+        let (process, mut server) = self
+            .network
+            .manager(to)
+            .ok_or("the connection was refused")?;
+        let (head, body) = request.into_parts();
+        let body = match &*what {
+            "Append" | "Snapshot" => {
+                let (body, work) = out.flow(body);
+                drop(self.process.spawn(work));
+                body
+            }
+            _ => {
+                let asked = body.collect().await?.to_bytes();
+                let again = Request::from_parts(head.clone(), Body::new(Full::new(asked.clone())));
+                self.maybe_again((&process, &server), again);
+                Body::new(Full::new(asked))
+            }
+        };
+        let request = Request::from_parts(head, body);
+        let (answer, answered) = oneshot::channel();
+        let work = async move {
+            let Ok(response) = server.call(request).await;
+            let (head, body) = response.into_parts();
+            let mut back = back;
+            let Ok(at) = back.send(0).await else { return };
+            let way = back.clone();
+            let (body, work) = back.flow(body);
+            if answer
+                .send((at, way, Response::from_parts(head, body)))
+                .is_ok()
+            {
+                work.await;
+            }
+        };
+        drop(process.spawn(work));
+        let (at, way, response) = answered.await.map_err(|_| "the connection was reset")?;
+        way.arrive(at).await?;
+        Ok(response)
+    }
+
+    /// What was asked for once may arrive again, late; nobody waits for the answer.
+    fn maybe_again(&self, (process, server): (&Process, &Server), request: Request<Body>) {
+        let mut inner = self.network.lock();
+        let doubled = inner.weather.doubled;
+        if !inner.random.per_mille(doubled) {
+            return;
+        }
+        let delay = inner.random.millis(1, 2_000);
+        let mut server = server.clone();
+        drop(process.spawn(async move {
+            sleep(delay).await;
+            let _ = server.call(request).await;
+        }));
+    }
+}
