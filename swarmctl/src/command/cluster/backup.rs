@@ -129,8 +129,12 @@ impl To {
             .create_new(true)
             .mode(0o600)
             .open(&unfinished);
+        let named = |e: io::Error| {
+            let text = format!("{}: {e}", path.display());
+            local(io::Error::new(e.kind(), text))
+        };
         Ok(Self::File {
-            file: file.map_err(local)?,
+            file: file.map_err(named)?,
             unfinished: Unfinished(unfinished),
             path: path.to_owned(),
         })
