@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use harness::sim::invariants;
 use harness::sim::random::Random;
-use swarmd::manager::raft::{RaftStatus, Start};
+use swarmd::manager::raft::{Membership, RaftStatus, Start};
 use swarmd::manager::store::State;
+use swarmd::manager::store::machine::StoreMachine;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
@@ -113,20 +114,19 @@ impl Cluster {
         Ok(id)
     }
 
+    /// The leader, and what changes the members there.
+    fn leaders_membership(&self) -> Result<(u64, Membership<StoreMachine>), String> {
+        let (_, leader) = self.leader().ok_or("nobody leads")?;
+        let running = self.managers[&leader].up.as_ref().unwrap();
+        Ok((leader, running.raft.membership()))
+    }
+
     /// Makes a manager that runs a member that votes.
     ///
     /// # Errors
     /// When no leader takes it in.
     pub(crate) async fn admit(&mut self, id: u64) -> Result<(), String> {
-        let Some((_, leader)) = self.leader() else {
-            return Err("nobody leads".to_owned());
-        };
-        let membership = self.managers[&leader]
-            .up
-            .as_ref()
-            .unwrap()
-            .raft
-            .membership();
+        let (leader, membership) = self.leaders_membership()?;
         let added = timeout(MEMBERS_WITHIN, membership.add(id, member(id))).await;
         let result = match added {
             Ok(Ok(())) => Ok(()),
@@ -143,15 +143,7 @@ impl Cluster {
     /// # Errors
     /// When no leader does.
     pub(crate) async fn expel(&mut self, id: u64) -> Result<(), String> {
-        let Some((_, leader)) = self.leader() else {
-            return Err("nobody leads".to_owned());
-        };
-        let membership = self.managers[&leader]
-            .up
-            .as_ref()
-            .unwrap()
-            .raft
-            .membership();
+        let (leader, membership) = self.leaders_membership()?;
         let removed = timeout(MEMBERS_WITHIN, membership.remove(id)).await;
         let result = match removed {
             Ok(Ok(())) => Ok(()),
