@@ -207,7 +207,11 @@ pub(crate) async fn failover() -> Result<(), Failure> {
         "seconds": round(at(0.99)), "p50": round(at(0.5)), "p90": round(at(0.9)), "p99": round(at(0.99)),
         "min": round(at(0.0)), "max": round(at(1.0)), "lost": lost, "reference": 14.3, "bar": 1.0,
     }));
-    report.finish("failover")
+    report.finish("failover")?;
+    match lost {
+        0 => Ok(()),
+        lost => Err(format!("{lost} acknowledged writes were lost").into()),
+    }
 }
 
 /// Clients of all managers but one.
@@ -225,9 +229,10 @@ fn others(cluster: &Cluster, but: SocketAddr) -> Vec<ControlClient<Channel>> {
     reason = "a few hundred figures"
 )]
 fn percentile(sorted: &[f64], share: f64) -> f64 {
-    let last = sorted.len().saturating_sub(1);
-    let at = (share * last as f64).ceil() as usize;
-    sorted.get(at.min(last)).copied().unwrap_or(f64::NAN)
+    // The nearest rank: so many of them are not above it.
+    let rank = (share * sorted.len() as f64).ceil() as usize;
+    let at = rank.saturating_sub(1);
+    sorted.get(at).copied().unwrap_or(f64::NAN)
 }
 
 /// A manager is killed, a service of many tasks comes about, and the manager is started again: the time until

@@ -13,6 +13,7 @@ use nix::unistd::Pid;
 const REPLICAS: usize = 3;
 /// Moments after a command at which something is killed: from before the first step to after the last one.
 const MOMENTS: u64 = 10;
+const SHIM: &str = "containerd-shim-runc-v2";
 const STEP: Duration = Duration::from_millis(60);
 
 /// What is killed.
@@ -71,10 +72,12 @@ fn sweep(victim: Victim) {
         cluster.ctl(&["service", "rm", &name]).ok();
         strike(&mut cluster, victim, moment);
         cluster.wait_nothing_held();
-        let what = format!("{victim:?} killed at step {moment} of the end: no log writer is left");
-        eventually(&what, LIMIT, || match log_writers(&cluster) {
-            writers if writers.is_empty() => Ok(()),
-            writers => Err(writers.join("\n")),
+        let what = format!("{victim:?} killed at step {moment} of the end: no process is left");
+        eventually(&what, LIMIT, || {
+            match [log_writers(&cluster), shims(&cluster)].concat() {
+                left if left.is_empty() => Ok(()),
+                left => Err(left.join("\n")),
+            }
         });
         forget_images(&cluster);
     }
@@ -114,7 +117,7 @@ fn strike(cluster: &mut Cluster, victim: Victim, moment: u64) {
         }
         Victim::Shim => {
             // One of those there are; at some moments there is none yet, or none any more.
-            if let Some(shim) = processes(cluster, "containerd-shim-runc-v2").first() {
+            if let Some(shim) = processes(cluster, SHIM).first() {
                 let _ = kill(
                     Pid::from_raw(i32::try_from(shim.pid).unwrap()),
                     Signal::SIGKILL,
@@ -129,6 +132,12 @@ fn processes(cluster: &Cluster, program: &str) -> Vec<process::Process> {
     let mut all = process::belonging_to(&[site.run(), site.state()]);
     all.retain(|process| process::program(&process.arguments) == Some(program));
     all
+}
+
+/// What is between containerd and containers: these are gone.
+fn shims(cluster: &Cluster) -> Vec<String> {
+    let shims = processes(cluster, SHIM).into_iter();
+    shims.map(|shim| shim.arguments.join(" ")).collect()
 }
 
 /// Processes that write down output: their containers are gone.

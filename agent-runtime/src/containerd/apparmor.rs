@@ -5,7 +5,8 @@
 //! because the engine replaces its profile whenever it starts, and removes it with its package.
 //!
 //! The profile lives in the kernel, where whoever manages the host's profiles may remove it: it is
-//! looked for before each container is made, and loaded where it is missing.
+//! looked for before each container is made, and loaded where it is missing. The first container of
+//! a swarmd has it loaded anyway: an earlier swarmd's may have other rules.
 
 use std::io::Write as _;
 use std::path::{Path, PathBuf};
@@ -67,6 +68,8 @@ pub(super) struct AppArmor {
 struct State {
     /// That there is no compiler was told.
     warned: bool,
+    /// This process has put its own text into the kernel, or can't.
+    current: bool,
 }
 
 impl AppArmor {
@@ -119,7 +122,9 @@ impl AppArmor {
             self.warn(&mut state, "its list of profiles can't be read");
             return Ok(Confinement::None);
         };
-        if is_loaded(&loaded) {
+        let is_loaded = is_loaded(&loaded);
+        let can_load = self.parser.is_some() && self.may_load;
+        if is_loaded && (state.current || !can_load) {
             return Ok(Confinement::Profile);
         }
         let Some(parser) = &self.parser else {
@@ -130,7 +135,15 @@ impl AppArmor {
             self.warn(&mut state, "swarmd lacks CAP_MAC_ADMIN to load a profile");
             return Ok(Confinement::None);
         }
-        load(parser)?;
+        match load(parser) {
+            Ok(()) => {}
+            // What is there confines too.
+            Err(error) if is_loaded => {
+                tracing::warn!(%error, "containers have the rules of an earlier swarmd");
+            }
+            Err(error) => return Err(error),
+        }
+        state.current = true;
         Ok(Confinement::Profile)
     }
 
@@ -325,6 +338,18 @@ mod tests {
         std::fs::write(host.path("loaded"), "").unwrap();
         assert_eq!(apparmor.look().unwrap(), Confinement::Profile);
         assert!(host.path("text").exists());
+    }
+
+    #[test]
+    fn an_earlier_swarmd_s_profile_is_replaced_once() {
+        let host = Host::new(Some("Y\n"), Some("swarm-default (enforce)\n"));
+        let apparmor = host.apparmor(Some(host.parser("cat >$TEXT")));
+        assert_eq!(apparmor.look().unwrap(), Confinement::Profile);
+        std::fs::remove_file(host.path("text")).unwrap();
+        assert_eq!(apparmor.look().unwrap(), Confinement::Profile);
+        assert!(!host.path("text").exists(), "loaded again");
+        let failing = host.apparmor(Some(host.parser("exit 1")));
+        assert_eq!(failing.look().unwrap(), Confinement::Profile);
     }
 
     #[test]

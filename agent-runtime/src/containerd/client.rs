@@ -62,6 +62,15 @@ impl Failure {
         self.code() == Some(Code::AlreadyExists)
     }
 
+    /// True if a task can't be made because the directory of an earlier one of its id is there still. containerd has no
+    /// code for it.
+    pub(super) fn has_bundle(&self, id: &str) -> bool {
+        match self {
+            Self::Refused { message, .. } => message.contains(&format!("/{id}: file exists")),
+            Self::Away { .. } | Self::Late { .. } => false,
+        }
+    }
+
     pub(super) fn is_precondition(&self) -> bool {
         self.code() == Some(Code::FailedPrecondition)
     }

@@ -5,6 +5,7 @@
 //! host restart, or once its exit has been recorded in the labels.
 
 use std::collections::{BTreeMap, HashMap};
+use std::time::Duration;
 
 pub(super) use containerd_client::services::v1::container::Runtime;
 use containerd_client::services::v1::containers_client::ContainersClient;
@@ -17,11 +18,16 @@ use containerd_client::services::v1::{
 use containerd_client::types::Mount;
 use containerd_client::types::v1::Status as TaskStatus;
 use prost_types::{Any, FieldMask};
+use tokio::time::Instant;
 
 use super::client::{CALL_MAX, Client, Failure, RUNC_MAX, or_absent};
 use super::label;
 use super::snapshot::{SNAPSHOTTER, root_key};
 
+/// How long containerd may take to clean up after a create that was cut off: it drops its task first and the task's
+/// directory last, and refuses another one of that name meanwhile. (1.6.20: a shim is given 5 s, its clean-up 5 s more.)
+const BUNDLE_MAX: Duration = Duration::from_secs(15);
+const BUNDLE_PAUSE: Duration = Duration::from_millis(200);
 const SPEC_TYPE: &str = "types.containerd.io/opencontainers/runtime-spec/1/Spec";
 
 /// A container record, as far as it matters here.
@@ -208,12 +214,25 @@ impl Containers {
             terminal: stdio.terminal,
             ..Default::default()
         });
-        let mut rpc = self.tasks();
-        let made = self
-            .client
-            .call("create task", RUNC_MAX, rpc.create(request))
-            .await?;
-        Ok(made.pid)
+        let until = Instant::now() + BUNDLE_MAX;
+        loop {
+            let mut rpc = self.tasks();
+            let request = tonic::Request::from_parts(
+                request.metadata().clone(),
+                tonic::Extensions::default(),
+                request.get_ref().clone(),
+            );
+            let made = self
+                .client
+                .call("create task", RUNC_MAX, rpc.create(request))
+                .await;
+            match made {
+                Err(failure) if failure.has_bundle(id) && Instant::now() < until => {
+                    tokio::time::sleep(BUNDLE_PAUSE).await;
+                }
+                made => return Ok(made?.pid),
+            }
+        }
     }
 
     /// Starts the process; containerd refuses one that runs already or has ended.
@@ -278,7 +297,7 @@ impl Containers {
         let mut rpc = self.tasks();
         or_absent(
             self.client
-                .call("signal task", CALL_MAX, rpc.kill(request))
+                .call("signal task", RUNC_MAX, rpc.kill(request))
                 .await,
         )?;
         Ok(())

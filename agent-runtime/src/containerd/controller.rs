@@ -16,7 +16,7 @@ use super::healthcheck::Watch;
 use super::label;
 use super::making::{Made, Making};
 use super::network::PortMap;
-use super::node::Node;
+use super::node::{Node, Patience};
 use super::support::{self, Network};
 use crate::error::Error;
 use crate::executor::{Controller, Exit, Handle, Observed, TaskOrder};
@@ -148,7 +148,13 @@ impl ContainerdController {
         };
         let started = match tokio::time::timeout(limit, starting).await {
             Ok(started) => started,
-            Err(_) => return Err(self.half_started().await),
+            Err(_) => match self.node.process(self.id()).await? {
+                // The host is slow, and the answer with it.
+                Process::Running { .. } | Process::Stopped { .. } => return Ok(()),
+                Process::Absent | Process::Created { .. } | Process::Silent => {
+                    return Err(self.half_started().await);
+                }
+            },
         };
         let Err(failure) = started else {
             return Ok(());
@@ -163,14 +169,15 @@ impl ContainerdController {
         Err(failure.into())
     }
 
-    /// A start was cut off half-way, with containerd or an earlier swarmd: runc has let the process
+    /// A start was cut off half-way, mostly with containerd or an earlier swarmd: runc has let the process
     /// go and does not know of it. Nobody can start it any more, or look into it.
     async fn half_started(&self) -> Error {
-        if let Err(error) = self.node.stop(self.id()).await {
+        if let Err(error) = self.node.stop_with(self.id(), Patience::None).await {
             return passing(error);
         }
         Error::Fatal(format!(
-            "task {}: its start was cut off when containerd or swarmd ended, and can't be made good",
+            "task {}: its start has stopped half-way (containerd or swarmd ended meanwhile, or the runtime hangs), and \
+             can't be made good",
             self.id()
         ))
     }

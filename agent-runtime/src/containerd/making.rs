@@ -9,6 +9,7 @@ use prost::Message as _;
 use prost_types::Any;
 use swarm_proto::log_driver::{self, LogDriver};
 use swarm_proto::pb;
+use swarm_proto::pb::container_spec::Device as Asked;
 use swarm_proto::registry_auth::Credentials;
 use swarm_proto::service::InvalidSpec;
 use tokio::sync::watch;
@@ -17,7 +18,7 @@ use super::account::{self, Account};
 use super::apparmor::Confinement;
 use super::cgroup;
 use super::container::{NewContainer, Runtime, Stdio};
-use super::device;
+use super::device::{self, Device};
 use super::files::{self, Names, make_closed};
 use super::image::Image;
 use super::label;
@@ -125,7 +126,13 @@ impl Making {
         files.write(&names)?;
         let mounts = self.mounts(container, run)?;
         let account = self.look_inside(&root, mounts.new, run).await?;
-        let spec = self.spec(&names, run, (&account, confinement), mounts.oci)?;
+        let devices = devices(&container.devices).await?;
+        let allowed = Allowed {
+            account,
+            confinement,
+            devices,
+        };
+        let spec = self.spec(&names, run, &allowed, mounts.oci)?;
         let mut labels = self.labels(container, run)?;
         let stdio = self.stdio(container, &labels, &spec)?;
         if let Some(check) = health_check(container, run) {
@@ -252,7 +259,7 @@ impl Making {
         &self,
         names: &Names<'_>,
         run: &RunConfig,
-        (account, confinement): (&Account, Confinement),
+        allowed: &Allowed,
         mounts: Vec<serde_json::Value>,
     ) -> Result<serde_json::Value, Error> {
         let files = self.node.files.of(self.id());
@@ -276,13 +283,13 @@ impl Making {
             container: names.container,
             image: run,
             templates: self.templates(),
-            account,
+            account: &allowed.account,
             hostname: names.hostname,
             mounts: all_mounts,
-            devices: &device::resolve(&names.container.devices)?,
+            devices: &allowed.devices,
             netns: (names.network == Network::Host).then(|| self.node.network.node_netns()),
             cgroup: cgroup::path(self.node.client.namespace(), self.id()),
-            confinement,
+            confinement: allowed.confinement,
             cgroup_v2: cgroup::only_v2(),
             swap_counted: cgroup::counts_swap(),
         })
@@ -363,6 +370,23 @@ impl Making {
         }
         Ok(labels)
     }
+}
+
+/// As whom a container runs, and what of this node it may use.
+struct Allowed {
+    account: Account,
+    confinement: Confinement,
+    devices: Vec<Device>,
+}
+
+/// Looks devices up, off the runtime's threads: a directory may have many, or hang.
+async fn devices(asked: &[Asked]) -> Result<Vec<Device>, Error> {
+    if asked.is_empty() {
+        return Ok(Vec::new());
+    }
+    let asked = asked.to_vec();
+    let found = tokio::task::spawn_blocking(move || device::resolve(&asked)).await;
+    found.map_err(|_| Error::Temporary("looking for devices was given up".to_owned()))?
 }
 
 /// What runs a container: a shim by its name, or runc's with another program.

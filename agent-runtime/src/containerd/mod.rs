@@ -20,6 +20,7 @@
 //! | `spec` `security` `seccomp` `mounts` `device` `account` `template` `support` | pure: from the task to the runtime spec |
 //! | `network` `netns` `netlink` `nat` | host network, loopback, bridge with published ports |
 //! | `files` `rootfs` `cgroup` `label` | what lies on the host |
+//! | `stray` | shims that containerd has forgotten |
 //! | `tool` | the program that log writers and init processes are |
 //! | `exec` `healthcheck` | further processes in a container, and those that tell how it is |
 //! | `making` | from the task to a created container |
@@ -60,6 +61,7 @@ mod seccomp;
 mod security;
 mod snapshot;
 mod spec;
+mod stray;
 mod support;
 mod template;
 mod tool;

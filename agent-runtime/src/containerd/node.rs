@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::stream::{StreamExt as _, TryStreamExt as _};
+use nix::sys::signal::Signal;
 use tokio::time::Instant;
 
 use super::ContainerdConfig;
@@ -19,6 +20,7 @@ use super::label;
 use super::network::{Held, NodeNetwork};
 use super::snapshot::Snapshots;
 use super::spec;
+use super::stray;
 use super::tool::Tool;
 use crate::error::Error;
 use crate::executor::Exit;
@@ -34,8 +36,24 @@ const SILENCE_PAUSE: Duration = Duration::from_millis(200);
 /// A killed process gives its cgroup up within milliseconds: five seconds in all.
 const CGROUP_TRIES: u32 = 250;
 const CGROUP_PAUSE: Duration = Duration::from_millis(20);
+/// A killed shim is gone at once; another one may come of a create that containerd is still giving up.
+const STRAY_TRIES: u32 = 100;
+/// How often it is asked before it is killed.
+const STRAYS_ASKED: u32 = 5;
+const STRAY_PAUSE: Duration = Duration::from_millis(50);
+/// How often none must be found.
+const STRAYS_QUIET: u32 = 2;
 /// Containers asked at the same time how they are.
 const ASKED_AT_ONCE: usize = 32;
+
+/// How long a shim that is silent may stay so before its container is killed.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Patience {
+    /// As long as the container has to stop: it may have been told to, and be about to.
+    Grace,
+    /// It has had its time.
+    None,
+}
 
 /// The parts, for one containerd namespace and one state directory.
 #[derive(Debug)]
@@ -124,7 +142,11 @@ impl Node {
 
     /// How a task's process is; [`Process::Silent`] only when its shim has had time to say.
     pub(super) async fn process(&self, id: &str) -> Result<Process, Failure> {
-        let until = Instant::now() + SILENCE_MAX;
+        self.process_within(id, SILENCE_MAX).await
+    }
+
+    async fn process_within(&self, id: &str, limit: Duration) -> Result<Process, Failure> {
+        let until = Instant::now() + limit;
         loop {
             let process = self.containers.process(id).await?;
             if process != Process::Silent || Instant::now() >= until {
@@ -176,13 +198,35 @@ impl Node {
     /// Stops the container of a task as its labels say, killing it after the grace period. How it
     /// ended is returned, where that is known, and not recorded: what was asked to end is removed next.
     pub(super) async fn stop(&self, id: &str) -> Result<Option<Exit>, Error> {
-        let asked = futures::join!(self.containers.get(id), self.process(id));
+        self.stop_with(id, Patience::Grace).await
+    }
+
+    /// The same; how long a shim may be silent meanwhile is the caller's to say.
+    pub(super) async fn stop_with(
+        &self,
+        id: &str,
+        patience: Patience,
+    ) -> Result<Option<Exit>, Error> {
+        let asked = futures::join!(self.containers.get(id), self.containers.process(id));
         let Some(container) = asked.0? else {
             return self.free(id).await.map(|()| None);
         };
-        match asked.1? {
+        let how = spec::Stop::of_labels(&container.labels);
+        let process = match asked.1? {
+            Process::Silent => {
+                let limit = match patience {
+                    Patience::Grace => SILENCE_MAX.max(how.grace),
+                    Patience::None => Duration::ZERO,
+                };
+                self.process_within(id, limit).await?
+            }
+            other => other,
+        };
+        match process {
             Process::Absent => {
                 self.free(id).await?;
+                // Its removal may have been cut off after the process was gone and before its shim was.
+                self.containers.delete_process(id).await?;
                 return Ok(label::exit(&container.labels));
             }
             Process::Stopped { code } => return self.conclude(id, code).await.map(Some),
@@ -192,20 +236,8 @@ impl Node {
             Process::Running { .. } => {
                 // New connections go elsewhere before the container learns of its end.
                 self.withdraw(id).await;
-                let number = |name: &str| {
-                    container
-                        .labels
-                        .get(name)
-                        .and_then(|text| text.parse().ok())
-                };
-                let default = spec::Stop::default();
-                let signal = number(label::STOP_SIGNAL)
-                    .and_then(|signal| u32::try_from(signal).ok())
-                    .unwrap_or(default.signal);
-                let grace =
-                    number(label::STOP_GRACE_MS).map_or(default.grace, Duration::from_millis);
-                self.containers.kill(id, signal, Target::Init).await?;
-                if let Some(code) = self.ended_within(id, grace).await? {
+                self.containers.kill(id, how.signal, Target::Init).await?;
+                if let Some(code) = self.ended_within(id, how.grace).await? {
                     return self.finish(&container, code).await.map(Some);
                 }
             }
@@ -235,7 +267,12 @@ impl Node {
             "its shim does not answer; its processes are killed"
         );
         self.withdraw(id).await;
-        self.clear_cgroup(id).await
+        self.clear_cgroup(id).await?;
+        if self.process(id).await? == Process::Silent {
+            tracing::warn!(task.id = id, "its shim still does not answer; it is killed");
+            self.end_shims(id, Signal::SIGKILL).await;
+        }
+        Ok(())
     }
 
     /// Kills what runs in a container, and waits for its end.
@@ -262,7 +299,8 @@ impl Node {
     /// Removes everything there is of a task. What runs is killed.
     pub(super) async fn remove(&self, id: &str) -> Result<(), Error> {
         match self.process(id).await? {
-            Process::Absent | Process::Stopped { .. } => {}
+            Process::Absent => self.kill_strays(id).await?,
+            Process::Stopped { .. } => {}
             Process::Created { .. } | Process::Running { .. } => drop(self.kill(id).await?),
             Process::Silent => {
                 self.silence(id).await?;
@@ -272,6 +310,42 @@ impl Node {
         // Also where there is none: a shim whose process was never made is one all the same.
         self.containers.delete_process(id).await?;
         self.remove_rest(id).await
+    }
+
+    /// Ends what was begun for a container and is lost to containerd. The record goes after them: as long as it is
+    /// there, there may be more.
+    async fn kill_strays(&self, id: &str) -> Result<(), Error> {
+        match self.containers.get(id).await? {
+            // Of one whose end was recorded containerd has known until then.
+            Some(container) if label::exit(&container.labels).is_none() => {}
+            Some(_) | None => return Ok(()),
+        }
+        let mut quiet = 0;
+        for attempt in 0..STRAY_TRIES {
+            let signal = if attempt < STRAYS_ASKED {
+                Signal::SIGTERM
+            } else {
+                Signal::SIGKILL
+            };
+            let found = self.end_shims(id, signal).await;
+            if found > 0 {
+                tracing::warn!(task.id = id, %signal, "containerd has forgotten its shim, which is ended");
+            }
+            quiet = if found > 0 { 0 } else { quiet + 1 };
+            if quiet == STRAYS_QUIET {
+                return Ok(());
+            }
+            tokio::time::sleep(STRAY_PAUSE).await;
+        }
+        Err(Error::Temporary(format!(
+            "task {id}: a shim that containerd has forgotten does not end"
+        )))
+    }
+
+    async fn end_shims(&self, id: &str, signal: Signal) -> usize {
+        let (namespace, container) = (self.client.namespace().to_owned(), id.to_owned());
+        let end = move || stray::end_all(&namespace, &container, signal);
+        tokio::task::spawn_blocking(end).await.unwrap_or(0)
     }
 
     /// Removes everything there is of a task whose process is gone.

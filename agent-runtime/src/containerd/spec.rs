@@ -15,6 +15,7 @@ use swarm_proto::ulimit;
 use super::account::Account;
 use super::apparmor::Confinement;
 use super::device::{self, Device};
+use super::label;
 use super::manifest::RunConfig;
 use super::mounts;
 use super::security::{Security, hidden_paths};
@@ -397,6 +398,19 @@ impl Default for Stop {
         Self {
             signal: STOP_SIGNAL,
             grace: STOP_GRACE,
+        }
+    }
+}
+
+impl Stop {
+    /// As a container's labels say.
+    pub(super) fn of_labels(labels: &BTreeMap<String, String>) -> Self {
+        let number = |name: &str| labels.get(name).and_then(|text| text.parse::<u64>().ok());
+        let default = Self::default();
+        let signal = number(label::STOP_SIGNAL).and_then(|signal| u32::try_from(signal).ok());
+        Self {
+            signal: signal.unwrap_or(default.signal),
+            grace: number(label::STOP_GRACE_MS).map_or(default.grace, Duration::from_millis),
         }
     }
 }

@@ -3,7 +3,6 @@
 use std::process::Command;
 use std::time::Duration;
 
-use ::lab::process;
 use agent_runtime::Error;
 use agent_runtime::executor::Observed;
 
@@ -15,6 +14,7 @@ pub(crate) async fn run(lab: &mut Lab) {
     survives_a_containerd_restart(lab).await;
     redoes_what_is_half_made(lab).await;
     leaves_nothing_of_a_given_up_prepare(lab).await;
+    ends_a_shim_that_containerd_forgot(lab).await;
     sees_what_is_killed_behind_it(lab).await;
 }
 
@@ -122,6 +122,22 @@ async fn leaves_nothing_of_a_given_up_prepare(lab: &Lab) {
     executor.purge().await.unwrap();
 }
 
+/// What a create leaves behind, now and then, whose swarmd is killed meanwhile.
+async fn ends_a_shim_that_containerd_forgot(lab: &Lab) {
+    let node = lab.subject("crash");
+    let executor = node.executor().await;
+    let order = node.order("forgotten", Program::Forever);
+    let mut task = executor.controller(order).await.unwrap();
+    task.prepare().await.unwrap();
+    lab.ctr(&node, &["task", "rm", "--force", "forgotten"]);
+    lab.start_shim(&node, "forgotten");
+    assert_eq!(lab::shims("forgotten").len(), 1);
+    task.shutdown().await.unwrap();
+    task.remove().await.unwrap();
+    assert_eq!(lab::shims("forgotten"), [0; 0]);
+    executor.purge().await.unwrap();
+}
+
 async fn sees_what_is_killed_behind_it(lab: &Lab) {
     let node = lab.subject("crash");
     let executor = node.executor().await;
@@ -135,11 +151,7 @@ async fn sees_what_is_killed_behind_it(lab: &Lab) {
     task.remove().await.unwrap();
     // A shim that is killed takes container and exit with it; the task must not hang.
     let mut task = running(&executor, node.order("no-shim", Program::Forever)).await;
-    let shims = process::all().into_iter().filter(|process| {
-        let command = process.arguments.join(" ");
-        command.contains("containerd-shim") && command.contains("-id no-shim ")
-    });
-    let shims: Vec<u32> = shims.map(|process| process.pid).collect();
+    let shims = lab::shims("no-shim");
     assert_eq!(shims.len(), 1);
     lab::run(Command::new("kill").args(["-9", &shims[0].to_string()]));
     match tokio::time::timeout(Duration::from_secs(60), task.wait())

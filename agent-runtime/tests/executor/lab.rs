@@ -205,6 +205,26 @@ impl Lab {
         containerd.ctr(&node.config.namespace, args).unwrap()
     }
 
+    /// Starts a container's shim as containerd would, and leaves it alone.
+    pub(crate) fn start_shim(&self, node: &Node, id: &str) {
+        let bundle = self.path(&format!("bundle-{id}"));
+        fs::create_dir_all(&bundle).unwrap();
+        fs::write(bundle.join("config.json"), "{}").unwrap();
+        let log = bundle.join("log");
+        nix::unistd::mkfifo(&log, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        // The shim goes on only when somebody can read what it has to say; a FIFO open for both waits for nobody.
+        let open = fs::File::options().read(true).write(true).open(&log);
+        let _log = open.unwrap();
+        let mut command = Command::new("containerd-shim-runc-v2");
+        command.current_dir(&bundle);
+        command.args(["-namespace", &node.config.namespace, "-id", id]);
+        let socket = self.machine.containerd.socket();
+        command.arg("-address").arg(socket);
+        command.args(["-publish-binary", "containerd", "start"]);
+        run(&mut command);
+        until("the shim is there", || shims(id).len() == 1);
+    }
+
     /// A name of this lab's alone for a network namespace, which goes with it.
     pub(crate) fn netns(&self) -> String {
         self.machine.site.host_name("netns")
@@ -335,6 +355,16 @@ impl Drop for Lab {
             let _ = command::run("nft", &["delete", "table", "ip", &table(&tag)]);
         }
     }
+}
+
+/// The shims of a container.
+pub(crate) fn shims(id: &str) -> Vec<u32> {
+    let option = format!("-id {id} ");
+    let shims = process::all().into_iter().filter(|process| {
+        let command = process.arguments.join(" ");
+        command.contains("containerd-shim") && command.contains(&option)
+    });
+    shims.map(|process| process.pid).collect()
 }
 
 /// True while a process has exactly this command line.

@@ -5,9 +5,9 @@
 //! then looks again: an idle agent reports at once, a busy one in batches. A status is sent until a
 //! manager has taken it.
 //!
-//! The same loop writes to disk what is new, [`SAVE_LAG`] after it has come: a task's way to RUNNING
-//! is one transaction, not five, and no sync of the disk stands between two of its steps. A swarmd
-//! that is killed meanwhile finds an older status there, asks the runtime, and takes the steps again,
+//! Beside it, what is new is written to disk, [`SAVE_LAG`] after it has come, whether managers answer
+//! or not: a task's way to RUNNING is one transaction, not five, and no sync of the disk stands
+//! between two of its steps. A swarmd that is killed meanwhile finds an older status there, asks the runtime, and takes the steps again,
 //! which find them done.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -23,7 +23,7 @@ use tonic::transport::Channel;
 use tonic::{Code, Status};
 
 use super::storage::Storage;
-use crate::clock::{Clock, Monotonic};
+use crate::clock::Clock;
 
 /// Statuses in one request; with the texts of a status at their longest it stays below gRPC's 4 MiB.
 pub(super) const BATCH_MAX: usize = 10_000;
@@ -51,7 +51,10 @@ pub(super) struct Link {
 #[derive(Debug, Default)]
 pub(super) struct Statuses {
     inner: Mutex<Inner>,
+    /// There may be something to send.
     changed: Notify,
+    /// There may be something to save.
+    unsaved: Notify,
 }
 
 #[derive(Debug, Default)]
@@ -77,6 +80,7 @@ impl Statuses {
         inner.unsent.insert(id);
         drop(inner);
         self.changed.notify_one();
+        self.unsaved.notify_one();
     }
 
     /// The task is removed. What was not sent of it nobody asks for any more: the manager has
@@ -99,10 +103,6 @@ impl Statuses {
     /// The newest status of a task.
     pub(super) fn get(&self, id: TaskId) -> Option<Arc<pb::TaskStatus>> {
         self.lock().newest.get(&id).cloned()
-    }
-
-    fn has_unsaved(&self) -> bool {
-        !self.lock().unsaved.is_empty()
     }
 
     fn take_unsaved(&self) -> Batch {
@@ -163,31 +163,25 @@ pub(super) struct Reporter {
 }
 
 impl Reporter {
-    pub(super) async fn run(mut self) {
+    pub(super) async fn run(self) {
+        let (statuses, storage) = (Arc::clone(&self.statuses), Arc::clone(&self.storage));
+        let saves = keep_saved(statuses, storage, self.clock.clone());
+        tokio::join!(saves, self.keep_sent());
+    }
+
+    async fn keep_sent(mut self) {
         let mut limit = BATCH_MAX;
-        // When what is not on disk is to be there.
-        let mut due: Option<Monotonic> = None;
         loop {
             // Tasks that are about to move on do so first: one status less to send.
             tokio::task::yield_now().await;
-            let mut saved = Ok(());
-            if due.is_some_and(|due| self.clock.monotonic() >= due) {
-                due = None;
-                saved = save(&self.statuses, &self.storage).await;
-            }
-            let sent = self.send(&mut limit).await;
-            if due.is_none() && self.statuses.has_unsaved() {
-                due = Some(self.clock.monotonic().after(SAVE_LAG));
-            }
-            match (saved, sent) {
-                (Ok(()), Sent::Some) => {}
-                (Ok(()), Sent::Nothing) => tokio::select! {
+            match self.send(&mut limit).await {
+                Sent::Some => {}
+                Sent::Nothing => tokio::select! {
                     biased;
                     () = self.statuses.changed.notified() => {}
                     Ok(()) = self.link.changed() => {}
-                    () = until(&self.clock, due) => {}
                 },
-                (Err(()), _) | (_, Sent::Failed) => self.clock.sleep(PAUSE).await,
+                Sent::Failed => self.clock.sleep(PAUSE).await,
             }
         }
     }
@@ -230,11 +224,13 @@ impl Reporter {
     }
 }
 
-/// Ends at a time, or never.
-async fn until(clock: &Clock, due: Option<Monotonic>) {
-    match due {
-        Some(due) => clock.sleep(due.since(clock.monotonic())).await,
-        None => std::future::pending().await,
+async fn keep_saved(statuses: Arc<Statuses>, storage: Arc<Storage>, clock: Clock) {
+    loop {
+        statuses.unsaved.notified().await;
+        clock.sleep(SAVE_LAG).await;
+        while save(&statuses, &storage).await.is_err() {
+            clock.sleep(PAUSE).await;
+        }
     }
 }
 

@@ -289,13 +289,19 @@ impl Driver {
             self.status.runtime_status.take(),
             self.status.port_status.take(),
         );
-        let exit_code = match &before.0 {
-            Some(pb::task_status::RuntimeStatus::Container(container)) => container.exit_code,
-            None => 0,
+        let (exit_code, known) = match &before.0 {
+            Some(pb::task_status::RuntimeStatus::Container(container)) => {
+                (container.exit_code, container.pid)
+            }
+            None => (0, 0),
         };
         let container = pb::ContainerStatus {
             container_id: handle.container_id,
-            pid: i32::try_from(handle.pid).unwrap_or(0),
+            pid: match i32::try_from(handle.pid).unwrap_or(0) {
+                // The runtime does not say just now.
+                0 => known,
+                pid => pid,
+            },
             exit_code,
         };
         self.status.runtime_status = Some(pb::task_status::RuntimeStatus::Container(container));

@@ -34,15 +34,16 @@ const LEADER_WAIT: Duration = Duration::from_secs(5);
 
 /// Bytes of a request that is sent on: a message and its frame.
 const REQUEST_BYTES_MAX: usize = MESSAGE_MAX + 5;
-/// The same for who has no certificate and asks for one.
-const ANONYMOUS_BYTES_MAX: usize = 64 << 10;
-/// Requests of operators, of nodes, and of those who have no certificate yet, that are held at one time; others wait.
-/// Each kind has room of its own: an operator whose requests take long keeps no node from its heartbeats. At most 128 MiB
-/// for each of the first two, and 16 MiB.
+/// The same for heartbeats, and for who has no certificate and asks for one.
+const SMALL_BYTES_MAX: usize = 64 << 10;
+/// Requests of operators, of nodes, and, of the small ones, heartbeats and of those who have no certificate yet, that are
+/// held at one time; others wait. Each kind has room of its own: neither an operator whose requests take long nor statuses
+/// that wait for the leader's disk keep a node from its heartbeats. At most 128 MiB for each of the first two, 16 MiB for
+/// each of the others.
 const HELD_MAX: usize = 32;
-const ANONYMOUS_HELD_MAX: usize = 256;
-/// How long a request waits for room.
-const ROOM_WAIT: Duration = Duration::from_secs(10);
+const SMALL_HELD_MAX: usize = 256;
+/// How long a request waits for room: less than a node gives its heartbeat, so that it hears why.
+const ROOM_WAIT: Duration = Duration::from_secs(4);
 /// Time for a request to come in.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
 /// Pause before a request goes again, where nothing has changed until then.
@@ -67,10 +68,14 @@ pub(crate) struct Forwarder {
     room: Room,
 }
 
+/// What keeps a node's session alive; small, and answered at once.
+const HEARTBEAT: &str = "/docker.swarmkit.v1.Dispatcher/Heartbeat";
+
 /// Places for requests that are held.
 struct Room {
     operators: Semaphore,
     nodes: Semaphore,
+    heartbeats: Semaphore,
     anonymous: Semaphore,
 }
 
@@ -79,16 +84,18 @@ impl Room {
         Self {
             operators: Semaphore::new(HELD_MAX),
             nodes: Semaphore::new(HELD_MAX),
-            anonymous: Semaphore::new(ANONYMOUS_HELD_MAX),
+            heartbeats: Semaphore::new(SMALL_HELD_MAX),
+            anonymous: Semaphore::new(SMALL_HELD_MAX),
         }
     }
 
     /// The most bytes a request of this caller may have, and where it finds a place.
-    fn of(&self, caller: &Caller) -> (usize, &Semaphore) {
+    fn of(&self, caller: &Caller, path: &str) -> (usize, &Semaphore) {
         match &caller.who {
             Who::Local => (REQUEST_BYTES_MAX, &self.operators),
+            Who::Node(_) if path == HEARTBEAT => (SMALL_BYTES_MAX, &self.heartbeats),
             Who::Node(_) => (REQUEST_BYTES_MAX, &self.nodes),
-            Who::Nobody { .. } => (ANONYMOUS_BYTES_MAX, &self.anonymous),
+            Who::Nobody { .. } => (SMALL_BYTES_MAX, &self.anonymous),
         }
     }
 }
@@ -240,9 +247,8 @@ impl Forwarder {
         S: Service<http::Request<Body>, Response = http::Response<Body>>,
     {
         let clock = self.security.clock();
-        let until = clock.monotonic().after(LEADER_WAIT);
         let (parts, body) = request.into_parts();
-        let (limit, room) = self.room.of(caller);
+        let (limit, room) = self.room.of(caller, parts.uri.path());
         // The semaphore is never closed.
         let Ok(_place) = clock.timeout(ROOM_WAIT, room.acquire()).await else {
             return Ok(turn_away(Status::resource_exhausted(
@@ -263,6 +269,7 @@ impl Forwarder {
                 return Ok(Status::deadline_exceeded(text).into_http());
             }
         };
+        let until = clock.monotonic().after(LEADER_WAIT);
         loop {
             let mut leadership = self.leadership.clone();
             leadership.mark_unchanged();

@@ -57,6 +57,25 @@ struct Known {
     removing: bool,
 }
 
+impl Known {
+    /// What was seen stands: it does not go back to what was before. False where that can't be.
+    fn learn(&mut self, found: Option<&Content>) -> bool {
+        let Some(content) = found else {
+            return self.removing;
+        };
+        let at = self
+            .possible
+            .iter()
+            .position(|possible| possible == content);
+        match at {
+            // Each change names the version it was made from: what was asked for before can't happen any more.
+            Some(at) => self.possible.drain(..at),
+            None => return false,
+        };
+        true
+    }
+}
+
 pub(super) struct Client {
     runtime: Runtime,
     managers: [PathBuf; 3],
@@ -230,6 +249,11 @@ impl Client {
             return Ok(());
         };
         let mut content = content(&found);
+        let known = self.services.get_mut(name).unwrap();
+        if !known.learn(Some(&content)) {
+            let text = format!("{name} is {content:?}, and known to be {known:?}");
+            self.violation(text);
+        }
         change(&mut content);
         let request = pb::UpdateServiceRequest {
             service_id: found.id.clone(),
@@ -287,15 +311,15 @@ impl Client {
 
     fn check(&mut self, name: &str) -> Result<(), Status> {
         let found = self.look(name)?;
-        let known = self.services.get(name).unwrap();
-        let fits = match found {
-            Some(content) => known.possible.contains(&content),
-            None => known.removing,
-        };
-        if !fits {
-            self.violation(format!("{name} is {found:?}, and known to be {known:?}"));
-        }
         self.tally.checked += 1;
+        let known = self.services.get_mut(name).unwrap();
+        if !known.learn(found.as_ref()) {
+            let text = format!("{name} is {found:?}, and known to be {known:?}");
+            self.violation(text);
+        } else if found.is_none() {
+            self.services.remove(name);
+            self.gone.push(name.to_owned());
+        }
         Ok(())
     }
 
