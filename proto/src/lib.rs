@@ -59,6 +59,7 @@ pub mod resources;
 mod restart;
 pub mod service;
 pub mod signal;
+pub mod stale;
 pub mod task_state;
 pub mod time;
 pub mod ulimit;

@@ -1,6 +1,7 @@
 //! Requests to the local swarmd: one method per question a command asks, with errors that name it.
 
 mod dial;
+mod wire;
 
 use std::time::Duration;
 
@@ -11,11 +12,12 @@ use swarm_proto::pb::ca_client::CaClient;
 use swarm_proto::pb::control_client::ControlClient;
 use swarm_proto::pb::watch_client::WatchClient;
 use tonic::Code;
-use tonic::transport::Channel;
 use zeroize::Zeroizing;
 
 use crate::environment::Connector;
 use crate::error::Error;
+pub(crate) use wire::Reads;
+use wire::{Staleness, Wire};
 
 /// 100,000 tasks of a few hundred bytes fit; a broken manager can't fill the memory.
 const ANSWER_BYTES_MAX: usize = 512 << 20;
@@ -25,12 +27,13 @@ const WRITE_ATTEMPTS: u32 = 5;
 /// The services of the local swarmd.
 #[derive(Clone, Debug)]
 pub(crate) struct Client {
-    control: ControlClient<Channel>,
-    ca: CaClient<Channel>,
-    operator: OperatorClient<Channel>,
-    images: ImagesClient<Channel>,
-    watch: WatchClient<Channel>,
+    control: ControlClient<Wire>,
+    ca: CaClient<Wire>,
+    operator: OperatorClient<Wire>,
+    images: ImagesClient<Wire>,
+    watch: WatchClient<Wire>,
     timeout: Option<Duration>,
+    wire: Wire,
 }
 
 /// Which state an update goes to.
@@ -56,12 +59,13 @@ impl Client {
     pub(crate) async fn connect(
         connector: Connector,
         socket: &str,
-        timeout: Option<Duration>,
+        (timeout, reads): (Option<Duration>, Reads),
     ) -> Result<Self, Error> {
         let channel = match connector {
             Connector::Channel(channel) => channel,
             Connector::Socket => dial::dial(socket).await?,
         };
+        let channel = Wire::new(channel, reads);
         Ok(Self {
             control: ControlClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
@@ -69,23 +73,29 @@ impl Client {
             operator: OperatorClient::new(channel.clone())
                 .max_decoding_message_size(ANSWER_BYTES_MAX),
             images: ImagesClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
-            watch: WatchClient::new(channel).max_decoding_message_size(ANSWER_BYTES_MAX),
+            watch: WatchClient::new(channel.clone()).max_decoding_message_size(ANSWER_BYTES_MAX),
             timeout,
+            wire: channel,
         })
     }
 
+    /// What the last answer is worth, where it was stale; once.
+    pub(crate) fn take_staleness(&self) -> Option<Staleness> {
+        self.wire.take_staleness()
+    }
+
     /// The operator service: what SwarmKit's API has no place for.
-    pub(crate) fn operator(&mut self) -> &mut OperatorClient<Channel> {
+    pub(crate) fn operator(&mut self) -> &mut OperatorClient<Wire> {
         &mut self.operator
     }
 
     /// The images of the node.
-    pub(crate) fn images(&mut self) -> &mut ImagesClient<Channel> {
+    pub(crate) fn images(&mut self) -> &mut ImagesClient<Wire> {
         &mut self.images
     }
 
     /// The watch service.
-    pub(crate) fn watch(&mut self) -> &mut WatchClient<Channel> {
+    pub(crate) fn watch(&mut self) -> &mut WatchClient<Wire> {
         &mut self.watch
     }
 

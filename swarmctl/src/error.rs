@@ -113,6 +113,8 @@ pub(crate) enum Error {
     Rejected { what: String, reason: String },
     #[error("can't reach swarmd at {path}: {reason}")]
     Unreachable { path: String, reason: String },
+    #[error("the cluster takes no changes now")]
+    Unavailable,
     #[error("service {service} has not converged: {reason}")]
     NotConverged { service: String, reason: String },
     #[error(
@@ -162,7 +164,7 @@ impl Error {
     pub(crate) fn is_passing(&self) -> bool {
         match self {
             Self::Refused { status, whom, .. } => judge(status, *whom).0 == ExitCode::Unreachable,
-            Self::Unreachable { .. } => true,
+            Self::Unreachable { .. } | Self::Unavailable => true,
             Self::Usage(_)
             | Self::Unnamed { .. }
             | Self::NotFound { .. }
@@ -182,7 +184,7 @@ impl Error {
             Self::NotFound { .. } | Self::Ambiguous { .. } => ExitCode::NotFound,
             Self::Refused { status, whom, .. } => judge(status, *whom).0,
             Self::Rejected { .. } => ExitCode::Refused,
-            Self::Unreachable { .. } => ExitCode::Unreachable,
+            Self::Unreachable { .. } | Self::Unavailable => ExitCode::Unreachable,
             Self::NotConverged { .. } => ExitCode::NotConverged,
             Self::Interrupted { .. } => ExitCode::Interrupted,
             Self::Local { .. } => ExitCode::Local,

@@ -36,6 +36,7 @@ use crate::config::{Config, ExecutorKind};
 use crate::images::{LocalImages, RegistryResolver};
 use crate::manager::raft::{Fenced, FencedService, Gate, Start, StorageError, Timing};
 use crate::manager::recovery::{self, Forced};
+use crate::manager::stale;
 use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::seal::{Seal, Sealing};
@@ -348,7 +349,11 @@ async fn run_worker(
     let cluster = ClusterState::Elsewhere(ask.clone());
     let operator = ports.operator(running.security.clone(), cluster);
     let images = LocalImages::new(Arc::clone(&running.executor));
-    running.serve_socket(socket, worker_api::routes(operator, images, ask), None);
+    running.serve_socket(
+        socket,
+        worker_api::routes(operator, images, ask),
+        (None, None),
+    );
     running.serve_metrics(None).await?;
     running.remember_managers();
     running.tell_ready(Role::Worker);
@@ -382,7 +387,11 @@ async fn run_fenced(
     let gate = Arc::new(gate);
     let news = gate.until_news();
     let routes = worker_api::routes(operator, images, ask);
-    running.serve_socket(socket, routes.add_service(server::no_leader()), None);
+    running.serve_socket(
+        socket,
+        routes.add_service(server::no_leader()),
+        (None, None),
+    );
     running.serve_remote(
         (listen, Some(listener)),
         server::fenced(FencedService(gate)),
@@ -421,15 +430,17 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     let mut managers: Vec<String> = site.state.joining()?.into_iter().collect();
     managers.push(own);
     let (mut running, ports) = start(site, security, managers).await?;
-    let cluster = ClusterState::Here(manager.store().clone(), manager.backups());
+    let cluster = ClusterState::Here(manager.answers());
     let known = ports.managers.clone();
     let operator = ports.operator(running.security.clone(), cluster);
+    let stale = stale::Stale::new(&manager, &operator);
     let routes = server::routes(&manager, operator);
     let forwarder = Arc::new(manager.forwarder(running.security.clone()));
     // Images are this node's own affair: nobody asks for them from elsewhere.
     let images = LocalImages::new(Arc::clone(&running.executor)).into_server();
     let local = routes.clone().add_service(images);
-    running.serve_socket(socket, local, Some(Arc::clone(&forwarder)));
+    let beside = (Some(Arc::clone(&forwarder)), Some(stale));
+    running.serve_socket(socket, local, beside);
     running.serve_remote((listen, listener), routes, Some((&manager, forwarder)));
     running.serve_metrics(Some(&manager)).await?;
     running.join_managers(&manager, known)?;

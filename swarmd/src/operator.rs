@@ -8,8 +8,7 @@ use tonic::{Request, Response, Status};
 
 use crate::agent::AgentStatus;
 use crate::ca::{Role, SecurityConfig};
-use crate::manager::backup;
-use crate::manager::writer::Store;
+use crate::manager::{Answers, backup};
 use crate::worker_api::AskManager;
 
 /// What does not change while swarmd runs.
@@ -34,15 +33,15 @@ pub struct LeaveOrder {
 #[derive(Debug, Clone)]
 pub enum ClusterState {
     /// This node is a manager.
-    Here(Store, backup::Source),
+    Here(Answers),
     /// This node is a worker, or a manager that is fenced.
     Elsewhere(AskManager),
 }
 
 impl ClusterState {
-    fn store(&self) -> Result<(&Store, &backup::Source), Status> {
+    fn here(&self) -> Result<&Answers, Status> {
         match self {
-            Self::Here(store, backups) => Ok((store, backups)),
+            Self::Here(answers) => Ok(answers),
             Self::Elsewhere(ask) => Err(ask.refusal()),
         }
     }
@@ -59,6 +58,18 @@ pub struct Operator {
 }
 
 impl Operator {
+    /// The same, answering without asking the other managers.
+    pub(crate) fn stale(&self) -> Self {
+        let cluster = match &self.cluster {
+            ClusterState::Here(answers) => ClusterState::Here(answers.stale()),
+            ClusterState::Elsewhere(ask) => ClusterState::Elsewhere(ask.clone()),
+        };
+        Self {
+            cluster,
+            ..self.clone()
+        }
+    }
+
     /// For a node.
     pub fn new(
         security: SecurityConfig,
@@ -85,19 +96,30 @@ impl Service for Operator {
         &self,
         _: Request<own::BackupRequest>,
     ) -> Result<Response<backup::Pieces>, Status> {
-        let (store, backups) = self.cluster.store()?;
+        let here = self.cluster.here()?;
         // With everything in it that was acknowledged before it was asked for.
-        let read = store.read().await;
+        let read = here.store.read().await;
         read.map_err(crate::manager::controlapi::Error::from)?;
         let now = self.security.clock().now();
-        Ok(Response::new(backups.backup(now)?))
+        Ok(Response::new(here.backups.backup(now)?))
+    }
+
+    async fn consensus(
+        &self,
+        _: Request<own::ConsensusRequest>,
+    ) -> Result<Response<own::ConsensusView>, Status> {
+        let here = self.cluster.here()?;
+        // A leader that others have left behind does not know it before it asks them.
+        let read = here.store.read().await;
+        read.map_err(crate::manager::controlapi::Error::from)?;
+        Ok(Response::new(here.consensus()))
     }
 
     async fn explain_task(
         &self,
         request: Request<own::ExplainTaskRequest>,
     ) -> Result<Response<own::ExplainTaskResponse>, Status> {
-        let (store, _) = self.cluster.store()?;
+        let store = &self.cluster.here()?.store;
         let text = request.into_inner().task_id;
         let not_found = || Status::not_found(format!("task {text} not found"));
         let id: swarm_proto::id::TaskId = text.parse().map_err(|_| not_found())?;
@@ -129,8 +151,16 @@ impl Service for Operator {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             locked: false,
             fenced: match &self.cluster {
-                ClusterState::Here(..) => String::new(),
+                ClusterState::Here(_) => String::new(),
                 ClusterState::Elsewhere(ask) => ask.fenced().unwrap_or_default().to_owned(),
+            },
+            certificate_ends: identity
+                .not_after()
+                .to_wire()
+                .map_or(0, |time| time.seconds),
+            consensus: match &self.cluster {
+                ClusterState::Here(here) => Some(here.consensus()),
+                ClusterState::Elsewhere(_) => None,
             },
         }))
     }

@@ -103,6 +103,13 @@ mod tests {
             Err(Status::aborted("asked"))
         }
 
+        async fn consensus(
+            &self,
+            _: Request<own::ConsensusRequest>,
+        ) -> Result<Response<own::ConsensusView>, Status> {
+            Err(Status::aborted("asked"))
+        }
+
         async fn explain_task(
             &self,
             _: Request<own::ExplainTaskRequest>,

@@ -343,6 +343,26 @@ impl Operator for Local {
         Ok(Response::new(explain(&world.log.state, task, world.now)))
     }
 
+    async fn consensus(
+        &self,
+        _: Request<own::ConsensusRequest>,
+    ) -> Result<Response<own::ConsensusView>, Status> {
+        let world = lock(&self.0);
+        Ok(Response::new(own::ConsensusView {
+            term: 1,
+            leader: MANAGER.to_string(),
+            managers: vec![own::ManagerView {
+                node_id: MANAGER.to_string(),
+                hostname: world.hosts[&MANAGER].name.clone(),
+                addresses: vec!["10.0.0.1:4242".to_owned()],
+                voter: true,
+                answers: true,
+                ..Default::default()
+            }],
+            ..Default::default()
+        }))
+    }
+
     async fn local_status(
         &self,
         _: Request<own::LocalStatusRequest>,

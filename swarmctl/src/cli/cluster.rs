@@ -19,6 +19,18 @@ pub(crate) enum Cluster {
         #[command(flatten)]
         showing: Showing,
     },
+    /// Say how the cluster is: managers, nodes, services, and a verdict
+    #[command(after_help = "\
+Answers on every node, also where there is no leader; what only the managers know is left out then.
+Exits with 0 where the cluster is healthy or degraded (it works, and something needs care), with 4 where it is unavailable.
+
+Examples:
+  swarmctl cluster status
+  swarmctl cluster status --format '{{.Verdict}}'")]
+    Status {
+        #[command(flatten)]
+        showing: Showing,
+    },
     /// Change the cluster's settings; only what is given changes
     #[command(after_help = "\
 Examples:

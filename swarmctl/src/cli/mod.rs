@@ -65,6 +65,9 @@ pub(crate) struct Global {
     /// Print IDs, not names
     #[arg(short, long, global = true)]
     pub(crate) no_resolve: bool,
+    /// Read what the local manager has, without asking the leader; says how old it may be
+    #[arg(long, global = true)]
+    pub(crate) stale: bool,
 }
 
 #[derive(Debug, Subcommand)]

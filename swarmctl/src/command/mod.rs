@@ -11,6 +11,7 @@ mod task;
 mod version;
 
 use crate::cli::{Cli, Command, DEFAULT_SOCKET};
+use crate::client::Reads;
 use crate::environment::Environment;
 use crate::error::Error;
 use crate::terminal::Terminal;
@@ -29,6 +30,11 @@ pub(crate) async fn dispatch(
     let target = session::Target {
         socket,
         no_resolve: cli.global.no_resolve,
+        reads: if cli.global.stale {
+            Reads::Stale
+        } else {
+            Reads::Newest
+        },
     };
     match cli.command {
         Command::Completion { shell } => completion::run(shell, terminal),

@@ -8,7 +8,7 @@ use std::time::SystemTime;
 
 use serde_json::Value;
 
-use crate::client::Client;
+use crate::client::{Client, Reads};
 use crate::clock::Clock;
 use crate::environment::Environment;
 use crate::error::Error;
@@ -23,6 +23,7 @@ use crate::terminal::{Stream, Terminal};
 pub(super) struct Target {
     pub(super) socket: String,
     pub(super) no_resolve: bool,
+    pub(super) reads: Reads,
 }
 
 /// An open connection and where its answers go.
@@ -43,7 +44,7 @@ impl<'a> Session<'a> {
         terminal: &'a mut Terminal,
     ) -> Result<Self, Error> {
         let coloured = environment.wants_colour();
-        let timeout = environment.answer_timeout;
+        let timeout = (environment.answer_timeout, target.reads);
         let client = Client::connect(environment.connector, &target.socket, timeout).await?;
         Ok(Self {
             client,
@@ -80,6 +81,9 @@ impl<'a> Session<'a> {
 
     /// Writes an answer.
     pub(super) fn print(&mut self, lines: &[String]) -> Result<(), Error> {
+        if let Some(staleness) = self.client.take_staleness() {
+            self.remark(&staleness.remark())?;
+        }
         let text: String = lines.iter().map(|line| format!("{line}\n")).collect();
         let written = self.terminal.stdout.text(&text);
         written.map_err(|source| Error::Local {

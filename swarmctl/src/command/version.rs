@@ -40,6 +40,12 @@ pub(super) async fn run(
                     .map(|executor| format!("executor {executor}"))
                     .unwrap_or_default(),
                 if status.locked { "locked" } else { "" }.to_owned(),
+                if status.fenced.is_empty() {
+                    ""
+                } else {
+                    "fenced"
+                }
+                .to_owned(),
             ];
             // A node that is still starting does not know all of it.
             let about: Vec<String> = about.into_iter().filter(|part| !part.is_empty()).collect();

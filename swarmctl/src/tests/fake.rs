@@ -525,6 +525,13 @@ impl Operator for Control {
         }))
     }
 
+    async fn consensus(
+        &self,
+        _: Request<own::ConsensusRequest>,
+    ) -> Result<Response<own::ConsensusView>, Status> {
+        Ok(Response::new(own::ConsensusView::default()))
+    }
+
     async fn local_status(
         &self,
         _: Request<own::LocalStatusRequest>,

@@ -11,6 +11,7 @@
 //! - [`raft`]: the log; [`writer`]: the door to it.
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
 //! - [`controlapi`], [`caserver`]: requests become changes.
+//! - `stale`: reads without the leader, for who asks for them; `consensus_view`: how the managers are.
 //! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
 //! - `autolock`: how this manager's secrets lie on disk.
 //! - [`backup`], `recovery`: the state as a file, and a cluster that goes on from one; `fencing`: who was left behind.
@@ -21,6 +22,7 @@ pub(crate) mod autolock;
 pub mod backup;
 pub mod bootstrap;
 pub mod caserver;
+mod consensus_view;
 pub mod control_loop;
 pub mod controlapi;
 pub mod convert;
@@ -37,6 +39,7 @@ pub(crate) mod recovery;
 mod roles;
 pub mod scheduler;
 pub(crate) mod server;
+pub(crate) mod stale;
 pub mod store;
 #[cfg(test)]
 pub(crate) mod world;
@@ -113,6 +116,29 @@ pub(crate) struct ManagerConfig {
     pub(crate) resolver: Arc<dyn controlapi::ImageResolver>,
     /// How this manager's secrets lie on disk.
     pub(crate) seal: Seal,
+}
+
+/// What a manager answers operators from, beyond SwarmKit's API.
+#[derive(Debug, Clone)]
+pub struct Answers {
+    pub(crate) store: Store,
+    pub(crate) backups: backup::Source,
+    pub(crate) membership: Membership<StoreMachine>,
+}
+
+impl Answers {
+    /// The same from the state as it is here, without asking the others whether it is the newest.
+    pub(crate) fn stale(&self) -> Self {
+        Self {
+            store: self.store.stale(),
+            ..self.clone()
+        }
+    }
+
+    /// Consensus as this manager sees it now.
+    pub(crate) fn consensus(&self) -> own::ConsensusView {
+        consensus_view::look(&self.membership, &self.store.view())
+    }
 }
 
 /// A running manager.
@@ -241,6 +267,15 @@ impl Manager {
     pub(crate) fn backups(&self) -> backup::Source {
         let membership = self.raft.membership();
         backup::Source::new(self.raft.published(), membership, self.raft.epoch())
+    }
+
+    /// What this node's operators are answered from.
+    pub(crate) fn answers(&self) -> Answers {
+        Answers {
+            store: self.store.clone(),
+            backups: self.backups(),
+            membership: self.raft.membership(),
+        }
     }
 
     /// Sends on what the leader answers, while this manager is not it.

@@ -172,6 +172,15 @@ impl Store {
         }
     }
 
+    /// The same state, read as it is here, without asking the others whether it is the newest.
+    #[must_use]
+    pub(crate) fn stale(&self) -> Self {
+        Self {
+            door: Arc::new(StaleDoor),
+            ..self.clone()
+        }
+    }
+
     /// A store without a log, for tests.
     pub fn in_memory() -> Self {
         let hub = Hub::default();
@@ -231,6 +240,21 @@ impl Store {
     /// See [`WriteError`]; results of single changes are in [`Written`].
     pub async fn write(&self, now: Timestamp, changes: Vec<Change>) -> Result<Written, WriteError> {
         self.door.write(Entry { now, changes }).await
+    }
+}
+
+/// Lets nothing in, and every read out.
+#[derive(Debug)]
+struct StaleDoor;
+
+#[tonic::async_trait]
+impl WriteDoor for StaleDoor {
+    async fn write(&self, _: Entry) -> Result<Written, WriteError> {
+        Err(WriteError::NotLeader { leader: None })
+    }
+
+    async fn read_barrier(&self) -> Result<(), WriteError> {
+        Ok(())
     }
 }
 

@@ -256,6 +256,13 @@ impl Operator for LockedNode {
         Err(refusal())
     }
 
+    async fn consensus(
+        &self,
+        _: Request<own::ConsensusRequest>,
+    ) -> Result<Response<own::ConsensusView>, Status> {
+        Err(refusal())
+    }
+
     async fn explain_task(
         &self,
         _: Request<own::ExplainTaskRequest>,

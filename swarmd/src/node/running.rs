@@ -21,6 +21,7 @@ use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::forward::{ForwardLayer, Forwarder};
 use crate::manager::joining::Joiner;
 use crate::manager::raft::Fenced;
+use crate::manager::stale::{Stale, StaleLayer};
 use crate::manager::{Manager, server};
 use crate::metrics;
 use crate::operator::LeaveOrder;
@@ -80,12 +81,12 @@ impl Running {
         })
     }
 
-    /// Serves operators; on a manager, what the leader answers is sent on.
+    /// Serves operators; on a manager, what the leader answers is sent on, unless they take what is here.
     pub(super) fn serve_socket(
         &mut self,
         socket: ControlSocket,
         routes: Routes,
-        forwarder: Option<Arc<Forwarder>>,
+        (forwarder, stale): (Option<Arc<Forwarder>>, Option<Stale>),
     ) {
         let cancel = self.cancel.clone();
         let layer = self.layer(None);
@@ -93,6 +94,7 @@ impl Running {
         self.servers.spawn(async move {
             let mut server = server::builder()
                 .layer(layer)
+                .layer(StaleLayer(stale))
                 .layer(ForwardLayer(forwarder));
             let server = server.add_routes(routes);
             let stop = cancel.cancelled_owned();

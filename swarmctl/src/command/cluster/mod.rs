@@ -3,6 +3,7 @@
 mod backup;
 mod join_token;
 mod settings;
+pub(super) mod status;
 mod unlock;
 
 use swarm_proto::pb;
@@ -38,6 +39,11 @@ pub(super) async fn run(
             let format = show::Format::of(&showing)?;
             let mut session = Session::open(target, environment, terminal).await?;
             settings::inspect(&mut session, cluster.as_deref(), &format).await
+        }
+        Cluster::Status { showing } => {
+            let format = show::Format::of(&showing)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            status::run(&mut session, &format).await
         }
         Cluster::Update(flags) => {
             let change = settings::Change::check(&flags)?;

@@ -1,9 +1,11 @@
 //! `swarmctl node inspect` and `swarmctl node ps`.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
-use swarm_proto::{amount, pb};
+use swarm_proto::{amount, own, pb};
 
+use super::super::cluster::status;
 use super::super::session::{Failures, Session};
 use super::super::task;
 use crate::cli::InspectNode;
@@ -18,6 +20,10 @@ pub(super) async fn run(
     format: &show::Format,
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
+    let own = match flags.nodes.iter().any(|name| name == "self") {
+        true => failures.note(own_status(session).await),
+        false => None,
+    };
     let mut nodes = Vec::new();
     for name in &flags.nodes {
         nodes.extend(failures.note(resolve::node(&mut session.client, name).await));
@@ -38,12 +44,42 @@ pub(super) async fn run(
             } else {
                 Vec::new()
             };
-            lines.extend(details(node).lines());
+            let mut details = details(node);
+            if let Some(own) = own.as_ref().filter(|own| own.node_id == node.id) {
+                own_view(&mut details, own, session.now());
+            }
+            lines.extend(details.lines());
             lines.extend(task::below(session, filters, kept, flags.showing.no_trunc).await?);
             session.print(&lines)?;
         }
     }
+    // Without the managers it still knows how it is itself.
+    if let Some(own) = own.filter(|own| nodes.iter().all(|node| node.id != own.node_id))
+        && matches!(format, show::Format::Details)
+    {
+        let mut details = Details::default();
+        details.put("ID", own.node_id.as_str());
+        details.put("Hostname", own.hostname.as_str());
+        details.put("Role", own.role.as_str());
+        own_view(&mut details, &own, session.now());
+        session.print(&details.lines())?;
+    }
     failures.end()
+}
+
+async fn own_status(session: &mut Session<'_>) -> Result<own::LocalStatusResponse, Error> {
+    let request = session.client.request(own::LocalStatusRequest {});
+    let answer = session.client.operator().local_status(request).await;
+    let answer = answer.map_err(|status| Error::refused("ask the local node", status))?;
+    Ok(answer.into_inner())
+}
+
+/// What the node at hand says of itself.
+fn own_view(details: &mut Details, own: &own::LocalStatusResponse, now: SystemTime) {
+    details.section("Own view", |details| {
+        details.put("Session with", own.manager_addr.as_str());
+        status::own_view(details, own, now);
+    });
 }
 
 /// Tasks of nodes; of the local one where none is named.

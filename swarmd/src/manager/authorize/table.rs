@@ -107,6 +107,7 @@ pub const TABLE: &[(&str, &[(&str, Access)])] = &[
         &[
             // Answered by the leader, so a manager forwards it.
             ("ExplainTask", MANAGERS),
+            ("Consensus", MANAGERS),
             ("Backup", MANAGERS),
             ("LocalStatus", Access::LocalOnly),
             ("Leave", Access::LocalOnly),
@@ -159,7 +160,7 @@ pub fn is_leaders(path: &str) -> bool {
     };
     match service {
         "swarm.v1.Raft" | "swarm.v1.Images" | "docker.swarmkit.v1.Health" => false,
-        "swarm.v1.Operator" => matches!(method, "ExplainTask" | "Backup"),
+        "swarm.v1.Operator" => matches!(method, "ExplainTask" | "Consensus" | "Backup"),
         _ => true,
     }
 }

@@ -99,6 +99,15 @@ impl ControlApi {
         }
     }
 
+    /// The same, reading the state as it is here; it writes nothing.
+    #[must_use]
+    pub(crate) fn stale(&self) -> Self {
+        Self {
+            store: self.store.stale(),
+            ..self.clone()
+        }
+    }
+
     /// Writes one change and returns once it is applied.
     async fn write(&self, change: Change) -> Result<(), Error> {
         let written = self

@@ -1,11 +1,15 @@
 //! Who takes part in consensus: looking at it, and changing it. Cheap to clone.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
 
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ClientWriteError, RaftError};
-use openraft::{ChangeMembers, Raft};
+use openraft::{ChangeMembers, Raft, ServerState};
 
+use super::freshness::Freshness;
 use super::state_machine::{Machine, StateMachine};
 use super::status::{self, RaftStatus};
 use super::types::{Member, RaftId, Types};
@@ -30,11 +34,26 @@ pub enum MembershipError {
 /// The members of consensus.
 pub struct Membership<M: Machine> {
     raft: Raft<Types, StateMachine<M>>,
+    freshness: Arc<Freshness>,
 }
 
 impl<M: Machine> Membership<M> {
-    pub(super) fn new(raft: Raft<Types, StateMachine<M>>) -> Self {
-        Self { raft }
+    pub(super) fn new(raft: Raft<Types, StateMachine<M>>, freshness: Arc<Freshness>) -> Self {
+        Self { raft, freshness }
+    }
+
+    /// The most by which this manager's state lags behind what was acknowledged; nothing where it has heard no leader
+    /// since it started.
+    pub fn age(&self) -> Option<Duration> {
+        let metrics = self.raft.metrics().borrow_watched().clone();
+        if metrics.state == ServerState::Leader {
+            // Alone it has the agreement of all there are.
+            let alone = metrics.membership_config.voter_ids().eq([metrics.id]);
+            let agreed = metrics.last_quorum_acked.map(|acked| acked.elapsed());
+            return if alone { Some(Duration::ZERO) } else { agreed };
+        }
+        let applied = metrics.last_applied.map_or(0, |id| id.index);
+        self.freshness.age(applied)
     }
 
     /// Where consensus stands now.
@@ -142,6 +161,7 @@ impl<M: Machine> Clone for Membership<M> {
     fn clone(&self) -> Self {
         Self {
             raft: self.raft.clone(),
+            freshness: Arc::clone(&self.freshness),
         }
     }
 }

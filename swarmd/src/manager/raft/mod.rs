@@ -27,6 +27,7 @@ mod encryption;
 mod epoch;
 mod error;
 mod former;
+mod freshness;
 mod gate;
 mod log_file;
 mod log_store;

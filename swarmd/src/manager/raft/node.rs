@@ -15,6 +15,7 @@ use super::dial::Dialer;
 use super::dir::RaftDir;
 use super::epoch::Epoch;
 use super::error::StorageError;
+use super::freshness::Freshness;
 use super::gate::{Fenced, Gate};
 use super::log_store::LogCloser;
 use super::membership::{Membership, MembershipError};
@@ -63,6 +64,7 @@ pub struct RaftNode<M: Machine> {
     snapshots: Arc<SnapshotStore>,
     keys: RaftKeys,
     gate: Arc<Gate>,
+    freshness: Arc<Freshness>,
     closer: LogCloser,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -112,6 +114,7 @@ impl<M: Machine> RaftNode<M> {
             snapshots,
             keys,
             gate,
+            freshness: Arc::default(),
             closer,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
@@ -159,7 +162,8 @@ impl<M: Machine> RaftNode<M> {
     /// The gRPC service for the other managers.
     pub fn service(&self) -> RaftService<M> {
         let snapshots = Arc::clone(&self.snapshots);
-        RaftService::new(self.raft.clone(), self.id, (snapshots, self.gate.clone()))
+        let heard = (self.gate.clone(), Arc::clone(&self.freshness));
+        RaftService::new(self.raft.clone(), self.id, snapshots, heard)
     }
 
     /// Whether this manager leads, and who else does.
@@ -202,7 +206,7 @@ impl<M: Machine> RaftNode<M> {
 
     /// Who takes part.
     pub fn membership(&self) -> Membership<M> {
-        Membership::new(self.raft.clone())
+        Membership::new(self.raft.clone(), Arc::clone(&self.freshness))
     }
 
     /// What its files are sealed by.

@@ -5,19 +5,21 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use openraft::Raft;
-use openraft::raft::VoteRequest;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use swarm_proto::own;
 use swarm_proto::own::raft_server;
 use swarm_proto::own::raft_snapshot_chunk::Part;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::epoch::Epoch;
+use super::freshness::Freshness;
 use super::gate::{Gate, Sender};
 use super::network::MAX_MESSAGE;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, StateMachine};
 use super::transfer;
-use super::types::{RaftId, Snapshot, Types};
+use super::types::{LogId, RaftId, Snapshot, Types};
 use super::wire::{self, WireError};
 
 /// The service `swarm.v1.Raft` of one manager.
@@ -26,19 +28,22 @@ pub struct RaftService<M: Machine> {
     id: RaftId,
     snapshots: Arc<SnapshotStore>,
     gate: Arc<Gate>,
+    freshness: Arc<Freshness>,
 }
 
 impl<M: Machine> RaftService<M> {
     pub(crate) fn new(
         raft: Raft<Types, StateMachine<M>>,
         id: RaftId,
-        (snapshots, gate): (Arc<SnapshotStore>, Arc<Gate>),
+        snapshots: Arc<SnapshotStore>,
+        (gate, freshness): (Arc<Gate>, Arc<Freshness>),
     ) -> Self {
         Self {
             raft,
             id,
             snapshots,
             gate,
+            freshness,
         }
     }
 
@@ -103,6 +108,12 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
             gate.admit(&call, Sender::Leader)?;
             wire::parse_append_request(request).map_err(invalid)
         });
+        let (freshness, metrics) = (Arc::clone(&self.freshness), self.raft.metrics());
+        let heard = move |request: &AppendEntriesRequest<Types>| {
+            let applied = metrics.borrow_watched().last_applied;
+            let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
+            freshness.heard(index(request.leader_commit), index(applied));
+        };
         let requests = requests
             .take_while(|request| {
                 let refused = request.as_ref().err();
@@ -111,7 +122,8 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
                 }
                 std::future::ready(refused.is_none())
             })
-            .filter_map(|request| std::future::ready(request.ok()));
+            .filter_map(|request| std::future::ready(request.ok()))
+            .inspect(heard);
         let responses = self
             .raft
             .stream_append(requests)
