@@ -24,6 +24,7 @@ mod e2e {
     mod recovery;
     mod refusals;
     mod state;
+    mod status;
     mod tasks;
     mod usage;
 }
