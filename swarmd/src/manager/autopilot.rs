@@ -162,7 +162,7 @@ fn may_go(
         .members
         .iter()
         .filter(|(other, m)| **other != id && m.voter);
-    let (mut left, mut up) = (0, 0);
+    let (mut left, mut up) = (0_usize, 0);
     for (other, member) in rest {
         left += 1;
         match is_up(status, *other, member) {
@@ -171,6 +171,11 @@ fn may_go(
             // It may be back in a moment: no time to change who votes.
             false => return Err(None),
         }
+    }
+    let voters = left + 1;
+    if up <= voters / 2 {
+        // It takes a majority of those that vote now to change who does.
+        return Err(None);
     }
     let needed = left / 2 + 1;
     Ok(format!(
