@@ -6,8 +6,10 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod e2e {
+    mod addresses;
     mod ansible;
     mod autolock;
+    mod autopilot;
     mod certificates;
     mod chaos;
     mod debian;

@@ -18,6 +18,11 @@ pub const HEARTBEAT_PERIOD_MIN: Duration = Duration::from_millis(100);
 /// Longest heartbeat period: a node is DOWN only after three of them.
 pub const HEARTBEAT_PERIOD_MAX: Duration = Duration::from_secs(600);
 
+/// How long a manager may be dead before it is given up as a voter, unless that is set: longer than a reboot, or an upgrade.
+pub const DEAD_MANAGER_GRACE: Duration = Duration::from_secs(600);
+/// The shortest such time: below, a manager that is restarted would be given up.
+pub const DEAD_MANAGER_GRACE_MIN: Duration = Duration::from_secs(5);
+
 /// A valid cluster spec.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ClusterSpec {
@@ -33,6 +38,8 @@ pub struct ClusterSpec {
     pub log_entries_for_slow_followers: u64,
     /// Whether a restarted manager needs the unlock key.
     pub auto_lock_managers: bool,
+    /// How long a manager may be dead before it is given up as a voter; none never gives one up.
+    pub dead_manager_grace: Option<Duration>,
 }
 
 impl Default for ClusterSpec {
@@ -45,6 +52,7 @@ impl Default for ClusterSpec {
             snapshot_interval: 10_000,
             log_entries_for_slow_followers: 500,
             auto_lock_managers: false,
+            dead_manager_grace: Some(DEAD_MANAGER_GRACE),
         }
     }
 }
@@ -96,6 +104,14 @@ impl TryFrom<&pb::ClusterSpec> for ClusterSpec {
             );
         }
         check_external_cas(&mut faults, wire.ca_config.as_ref());
+        let grace = faults.duration("raft.dead_manager_grace", raft.dead_manager_grace.as_ref());
+        let grace = grace.unwrap_or(DEAD_MANAGER_GRACE);
+        if !grace.is_zero() && grace < DEAD_MANAGER_GRACE_MIN {
+            faults.add(
+                "raft.dead_manager_grace",
+                format!("{grace:?} is too short; the shortest is {DEAD_MANAGER_GRACE_MIN:?}, and 0 gives no manager up"),
+            );
+        }
         faults.finish(Self {
             task_history,
             heartbeat_period: period,
@@ -106,6 +122,7 @@ impl TryFrom<&pb::ClusterSpec> for ClusterSpec {
                 default.log_entries_for_slow_followers,
             ),
             auto_lock_managers: wire.encryption_config.is_some_and(|e| e.auto_lock_managers),
+            dead_manager_grace: (!grace.is_zero()).then_some(grace),
         })
     }
 }

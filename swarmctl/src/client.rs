@@ -284,6 +284,7 @@ impl Client {
     pub(crate) async fn update_node(
         &mut self,
         mut node: pb::Node,
+        force: Force,
         change: impl Fn(&mut pb::NodeSpec) -> Result<(), Error>,
     ) -> Result<Option<pb::Node>, Error> {
         let what = format!("update node {}", crate::resolve::node_name(&node));
@@ -298,6 +299,7 @@ impl Client {
                 node_id: node.id.clone(),
                 node_version: node.meta.as_ref().and_then(|meta| meta.version),
                 spec: Some(spec),
+                force: force == Force::Yes,
             });
             match self.control.update_node(request).await {
                 Ok(answer) => return Ok(answer.into_inner().node),

@@ -216,8 +216,9 @@ struct Settings {
     /// File that holds the join token, so that it shows in no process list
     #[arg(long, env = "SWARMD_JOIN_TOKEN_FILE", value_name = "FILE")]
     join_token_file: Option<String>,
-    /// Manager to join through (host:port); only needed the first time
-    #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDR")]
+    /// Managers to join through (host:port, separated by commas). Only needed the first time; later, where managers that
+    /// this node knows are not found where they were
+    #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDRS")]
     join_addr: Option<String>,
     /// Go on with this manager alone, from all that its log holds: for a cluster that lost the majority of its managers.
     /// Also gives a manager whose certificate has expired a new one. For one start; the other managers are fenced
@@ -296,12 +297,12 @@ struct Settings {
     /// Availability when the node first joins: active, pause or drain [default: active]
     #[arg(long, env = "SWARMD_AVAILABILITY")]
     availability: Option<String>,
-    /// Address (host:port) that other nodes reach this one at [default: as the leader sees it; where a
-    /// cluster starts, the first address of this host]
+    /// Addresses (host:port, best first, separated by commas; DNS names too) that other nodes reach this one at; may change
+    /// from start to start [default: as the leader sees it; where a cluster starts, the first address of this host]
     #[arg(
         long,
         env = "SWARMD_ADVERTISE_REMOTE_API",
-        value_name = "ADDR",
+        value_name = "ADDRS",
         global = true
     )]
     advertise_remote_api: Option<String>,
@@ -355,9 +356,9 @@ pub struct Config {
     pub state_dir: PathBuf,
     /// How to join; none starts a cluster, unless there is one on disk.
     pub join: Option<Join>,
-    /// The manager to join through, also when no token was given: a node that has its certificate
+    /// The managers to join through, also when no token was given: a node that has its certificate
     /// needs none.
-    pub join_addr: Option<String>,
+    pub join_addrs: Vec<String>,
     /// A manager gives itself a new certificate.
     pub force_new_cluster: bool,
     /// A cluster that is founded has locked managers.
@@ -378,8 +379,8 @@ pub struct Config {
     pub hostname: Option<String>,
     /// Availability at first join.
     pub availability: swarm_proto::pb::node_spec::Availability,
-    /// Address to tell others.
-    pub advertise_remote_api: Option<String>,
+    /// Addresses to tell others, best first; none leaves it to them.
+    pub advertise_remote_api: Vec<String>,
     /// Where the manager API listens.
     pub listen_remote_api: SocketAddr,
     /// Where the control socket is.
@@ -399,10 +400,18 @@ pub struct Config {
 /// How to join a cluster.
 #[derive(Debug, Clone)]
 pub struct Join {
-    /// A manager, host:port.
-    pub addr: String,
+    /// Managers, host:port; never empty.
+    pub addrs: Vec<String>,
     /// The token.
     pub token: JoinToken,
+}
+
+impl Join {
+    /// The first of the managers.
+    #[must_use]
+    pub fn first(&self) -> &str {
+        self.addrs.first().map_or("", String::as_str)
+    }
 }
 
 /// What runs tasks.

@@ -48,7 +48,7 @@ pub(crate) async fn run(config: &Config) -> bool {
     all.push(state_dir(&config.state_dir));
     all.push(control_socket(&config.listen_control_api, runs));
     all.push(port(config, runs));
-    if let Some(manager) = &config.join_addr {
+    for manager in &config.join_addrs {
         all.push(manager_reach(manager).await);
     }
     all.push(clock());

@@ -1,6 +1,6 @@
 //! What swarmd takes from the host it runs on: limits, addresses, the name.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::config::Config;
 
@@ -97,31 +97,45 @@ pub(crate) fn local_address(addr: SocketAddr) -> SocketAddr {
     }
 }
 
+/// The addresses of this host that others may reach, best first.
+pub(crate) fn addresses() -> Vec<IpAddr> {
+    let all = nix::ifaddrs::getifaddrs().into_iter().flatten();
+    let each = all.filter_map(|interface| {
+        let address = interface.address?;
+        let v4 = address.as_sockaddr_in().map(|a| IpAddr::from(a.ip()));
+        v4.or_else(|| address.as_sockaddr_in6().map(|a| IpAddr::from(a.ip())))
+    });
+    let usable = each.filter(|ip| match ip {
+        IpAddr::V4(v4) => !v4.is_loopback() && !v4.is_link_local(),
+        IpAddr::V6(v6) => !v6.is_loopback() && !v6.is_unicast_link_local(),
+    });
+    let mut found: Vec<IpAddr> = usable.collect();
+    found.sort_by_key(IpAddr::is_ipv6);
+    found
+}
+
 /// Where others reach this manager: as told, else where it listens, else the first address of this
 /// host that is not its loopback's.
-pub(crate) fn advertised(config: &Config) -> String {
-    if let Some(told) = &config.advertise_remote_api {
-        return told.clone();
+pub(crate) fn advertised(config: &Config) -> Vec<String> {
+    if !config.advertise_remote_api.is_empty() {
+        return config.advertise_remote_api.clone();
     }
     let listen = config.listen_remote_api;
     if !listen.ip().is_unspecified() {
-        return listen.to_string();
+        return vec![listen.to_string()];
     }
-    let of_host = nix::ifaddrs::getifaddrs().ok().and_then(|all| {
-        let mut all = all.filter_map(|i| i.address?.as_sockaddr_in().map(|a| a.ip()));
-        all.find(|ip| !ip.is_loopback() && !ip.is_link_local())
-    });
-    let addr = SocketAddr::from((of_host.unwrap_or(Ipv4Addr::LOCALHOST), listen.port()));
+    let of_host = addresses().into_iter().find(IpAddr::is_ipv4);
+    let local = IpAddr::V4(Ipv4Addr::LOCALHOST);
+    let addr = SocketAddr::from((of_host.unwrap_or(local), listen.port()));
     tracing::info!(address = %addr, "other nodes are told this address; --advertise-remote-api sets another");
-    addr.to_string()
+    vec![addr.to_string()]
 }
 
-/// Where the other managers reach one that joins: as told, else where it listens; an unspecified address stands for the
-/// one that its request comes from.
-pub(crate) fn joining_address(config: &Config) -> String {
-    match &config.advertise_remote_api {
-        Some(told) => told.clone(),
-        None => config.listen_remote_api.to_string(),
+/// The same as other managers are told: an unspecified address stands for the one that a call comes from.
+pub(crate) fn said(config: &Config) -> Vec<String> {
+    match config.advertise_remote_api.is_empty() {
+        false => config.advertise_remote_api.clone(),
+        true => vec![config.listen_remote_api.to_string()],
     }
 }
 

@@ -125,8 +125,8 @@ pub async fn run(mut config: Config, cancel: CancellationToken) -> Result<(), No
         let end = run_once(given, cancel.child_token(), promoted).await?;
         match end {
             End::Role(role) if !cancel.is_cancelled() => promoted = role == Role::Manager,
-            End::Fenced if !cancel.is_cancelled() => promoted = false,
-            End::Role(_) | End::Fenced | End::Stopped | End::Left => return Ok(()),
+            End::Fenced | End::Retired if !cancel.is_cancelled() => promoted = false,
+            End::Role(_) | End::Fenced | End::Retired | End::Stopped | End::Left => return Ok(()),
         }
         // An order is carried out once.
         config.force_new_cluster = false;
@@ -221,18 +221,17 @@ async fn start_identity(
     let availability = first_availability(config).await;
     if let Some(join_to) = &config.join {
         let request = JoinRequest {
-            addrs: vec![join_to.addr.clone()],
+            addrs: join_to.addrs.clone(),
             token: join_to.token.clone(),
             availability,
         };
         let identity = join(&request, clock).await?;
-        state.remember_manager(&join_to.addr)?;
+        state.remember_manager(join_to.first())?;
         if identity.role() == Role::Manager {
             // Its first secret is kept as the others keep theirs.
-            let addrs = std::slice::from_ref(&join_to.addr);
-            let sealing = fetch_sealing(&identity, addrs, clock).await;
+            let sealing = fetch_sealing(&identity, &join_to.addrs, clock).await;
             seal.adopt(&sealing.map_err(crate::ca::JoinError::from)?);
-            state.begin_join(&join_to.addr)?;
+            state.begin_join(join_to.first())?;
         }
         if config.autolock {
             tracing::warn!(
@@ -242,7 +241,7 @@ async fn start_identity(
         dir.store(&identity)?;
         return Ok(Known::Identity(identity));
     }
-    if config.join_addr.is_some() {
+    if !config.join_addrs.is_empty() {
         return Err(NodeError::Refused(
             "--join-addr: this node has no certificate yet and needs --join-token; get one on a \
              manager with `swarmctl cluster join-token worker`"
@@ -339,11 +338,10 @@ async fn run_worker(
     site.state.forget_manager()?;
     site.seal.forget();
     let security = SecurityConfig::new(identity, site.clock.clone())?;
-    let known = match &site.config.join_addr {
-        Some(told) => Some(told.clone()),
-        None => site.state.remembered_manager()?,
+    let managers = match site.config.join_addrs.clone() {
+        none if none.is_empty() => site.state.remembered_manager()?.into_iter().collect(),
+        told => told,
     };
-    let managers = known.into_iter().collect();
     let (mut running, ports) = start(site, security, managers).await?;
     let ask = AskManager::new(ports.managers.clone());
     let cluster = ClusterState::Elsewhere(ask.clone());
@@ -377,7 +375,7 @@ async fn run_fenced(
     })?;
     let security = SecurityConfig::new(identity, site.clock.clone())?;
     let mut managers = fenced.managers.clone();
-    managers.extend(site.config.join_addr.clone());
+    managers.extend(site.config.join_addrs.clone());
     managers.extend(site.state.remembered_manager()?);
     let (mut running, ports) = start(site, security, managers).await?;
     let ask = AskManager::new(ports.managers.clone()).because(fenced.to_string());
@@ -444,6 +442,7 @@ async fn run_manager(site: Site, socket: ControlSocket, known: Known) -> Result<
     running.serve_remote((listen, listener), routes, Some((&manager, forwarder)));
     running.serve_metrics(Some(&manager)).await?;
     running.join_managers(&manager, known)?;
+    running.seek_managers(&manager);
     running.tell_ready(Role::Manager);
     let duties = manager.duties();
     running.tasks.spawn(duties.run(running.cancel.clone()));
@@ -482,10 +481,10 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         }
         Start::Join => {}
     }
-    let addr = host::advertised(config);
+    let addresses = host::advertised(config);
     if let Known::Identity(identity) = &known {
         if config.force_new_cluster {
-            force_new_cluster(site, identity, addr.clone()).await?;
+            force_new_cluster(site, identity, addresses.clone()).await?;
         } else if !state.has_raft() {
             begin_join(state, config)?;
         }
@@ -498,7 +497,9 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             heartbeat_ticks: config.heartbeat_ticks,
             election_ticks: config.election_ticks,
         },
-        addresses: vec![addr],
+        addresses,
+        says: host::said(config),
+        here: host::addresses,
         start,
         resolver: Arc::new(RegistryResolver(config.registries.clone())),
         seal: seal.clone(),
@@ -568,7 +569,7 @@ fn begin_join(state: &StateDir, config: &Config) -> Result<(), NodeError> {
         Some(via) => Some(via),
         None => state.remembered_manager()?,
     };
-    let via = via.or_else(|| config.join_addr.clone());
+    let via = via.or_else(|| config.join_addrs.first().cloned());
     let via = via.ok_or_else(|| {
         NodeError::Refused(format!(
             "state dir {} has a manager's certificate and no log (raft/ is missing): restore it, or \
@@ -584,13 +585,13 @@ fn begin_join(state: &StateDir, config: &Config) -> Result<(), NodeError> {
 async fn force_new_cluster(
     site: &Site,
     identity: &NodeIdentity,
-    addr: String,
+    addresses: Vec<String>,
 ) -> Result<(), NodeError> {
     let (path, clock) = (site.state.path().to_owned(), site.clock.clone());
     let seal = site.seal.clone();
     let who = (identity.node_id(), identity.cluster_id());
     let forced = tokio::task::spawn_blocking(move || {
-        recovery::force_new_cluster(&path, who, vec![addr], (&seal, &clock))
+        recovery::force_new_cluster(&path, who, addresses, (&seal, &clock))
     });
     let forced = forced
         .await

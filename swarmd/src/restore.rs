@@ -104,9 +104,10 @@ pub(crate) fn restore(
     StateDir::check_empty(dir)?;
     let header = backup::check(open(path)?).map_err(failed(path))?;
     let state = backup::state(open(path)?).map_err(failed(path))?;
-    let address = host::advertised(config);
+    let addresses = host::advertised(config);
+    let address = addresses.join(",");
     let told = header.clone();
-    let restored = Restored::new((header, state), vec![address.clone()], availability, clock)?;
+    let restored = Restored::new((header, state), addresses, availability, clock)?;
     let (node, epoch) = (restored.identity.node_id(), restored.epoch);
     write(dir, restored)?;
     let others = match told.members.len() {

@@ -14,6 +14,8 @@ const MANAGER: &str = "manager";
 /// Data of named volumes: the operator's, not the cluster's.
 const VOLUMES: &str = "volumes";
 const LOCK: &str = "lock";
+/// Where the log of a member is moved that is one no more.
+const RETIRED: &str = "raft.retired";
 /// Marks a restore under way: what lies beside it is not whole.
 const RESTORING: &str = "restoring";
 
@@ -304,6 +306,28 @@ impl StateDir {
     /// When the mark is there and can't be read.
     pub(crate) fn joining(&self) -> Result<Option<String>, StateDirError> {
         self.read_note(JOINING)
+    }
+
+    /// Removes the log of a member that is one no more, and marks that this manager is to become another one. Moved aside first:
+    /// half a log would look like damage.
+    ///
+    /// # Errors
+    /// When a file can't be written or moved.
+    pub(crate) fn begin_anew(&self, via: &str) -> Result<(), StateDirError> {
+        self.begin_join(via)?;
+        self.remove_if_there_dir(RETIRED)?;
+        let (raft, aside) = (self.path.join("raft"), self.path.join(RETIRED));
+        std::fs::rename(&raft, &aside)
+            .map_err(|reason| StateDirError::Io { path: raft, reason })?;
+        self.sync()?;
+        self.remove_if_there_dir(RETIRED)
+    }
+
+    fn remove_if_there_dir(&self, name: &str) -> Result<(), StateDirError> {
+        match self.path.join(name).exists() {
+            true => self.remove(name),
+            false => Ok(()),
+        }
     }
 
     /// Where the mark of [`Self::begin_join`] is.

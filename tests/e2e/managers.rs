@@ -16,7 +16,7 @@ use nix::sys::signal::Signal;
 const UNREACHABLE: i32 = 4;
 
 /// Manager status by node name, as `node ls` on one node shows it; empty for workers.
-fn managers(cluster: &Cluster, on: &str) -> Result<BTreeMap<String, String>, String> {
+pub(super) fn managers(cluster: &Cluster, on: &str) -> Result<BTreeMap<String, String>, String> {
     let shown = cluster
         .node(on)
         .ctl(&["node", "ls", "--format", "{{.Name}}={{.ManagerStatus}}"])

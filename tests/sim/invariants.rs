@@ -59,7 +59,8 @@ fn owner(change: &Change) -> Option<Owner> {
         | Change::RemoveService { .. }
         | Change::SetUpdate { .. }
         | Change::SetDesired { .. }
-        | Change::DeleteTasks { .. } => None,
+        | Change::DeleteTasks { .. }
+        | Change::SetRetirement { .. } => None,
     }
 }
 

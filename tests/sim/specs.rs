@@ -40,6 +40,7 @@ pub fn cluster() -> Cluster {
         root_ca: pb::RootCa::default(),
         blacklist: BTreeMap::new(),
         unlock_keys: Vec::new(),
+        managers: std::collections::BTreeMap::new(),
     }
 }
 

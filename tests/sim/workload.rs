@@ -235,6 +235,7 @@ fn change_node(
         desired_role: node.desired_role,
         membership: node.membership,
         availability,
+        addresses: Vec::new(),
     }]);
 }
 

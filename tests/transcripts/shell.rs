@@ -290,6 +290,10 @@ impl WriteDoor for Door {
 struct OneManager;
 
 impl Managers for OneManager {
+    fn dead(&self) -> Vec<(NodeId, u64)> {
+        Vec::new()
+    }
+
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
         (node == MANAGER).then(|| pb::ManagerStatus {
             addr: MANAGER_ADDR.to_owned(),

@@ -100,6 +100,9 @@ pub(crate) struct UpdateCluster {
     /// How often agents report to their manager
     #[arg(long, visible_alias = "dispatcher-heartbeat", value_name = "DURATION")]
     pub(crate) heartbeatperiod: Option<String>,
+    /// How long a manager may be dead before it is given up as a voter; 0 gives none up
+    #[arg(long, value_name = "DURATION")]
+    pub(crate) dead_manager_grace: Option<String>,
     /// Replace the join token of a role
     #[arg(long, value_name = "ROLE")]
     pub(crate) rotate_join_token: Option<JoinRole>,

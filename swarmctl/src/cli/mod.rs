@@ -12,7 +12,9 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 pub(crate) use cluster::{Backup, Cluster, JoinRole, JoinToken, UnlockKey, UpdateCluster};
 pub(crate) use image::{Image, PullImage, RemoveImages};
-pub(crate) use node::{Availability, InspectNode, Node, RemoveNode, Role, UpdateNode};
+pub(crate) use node::{
+    Availability, DemoteNodes, InspectNode, Node, RemoveNode, Role, SetAddr, UpdateNode,
+};
 pub(crate) use service::{Create, ImageFlags, InspectService, PsService, Service, Update, Wait};
 pub(crate) use service_flags::{
     ContainerFlags, Edits, PlaceFlags, ReachFlags, RestartFlags, RolloutFlags, ServiceFlags,

@@ -29,7 +29,10 @@ Examples:
     /// Make nodes managers
     Promote(Names),
     /// Make nodes workers
-    Demote(Names),
+    #[command(after_help = "\
+A manager goes only where a majority of those that are left is up. Where others are down, --force gives these up as voters
+first: they join again by themselves when they are back.")]
+    Demote(DemoteNodes),
     /// Remove nodes that are down from the cluster
     #[command(visible_alias = "remove")]
     Rm(RemoveNode),
@@ -39,6 +42,19 @@ Examples:
   swarmctl node update worker-1 --label-add disk=ssd --label-add rack=r7
   swarmctl node update worker-1 --label disk=ssd     (replaces all labels)")]
     Update(UpdateNode),
+    /// Say where a manager is reached, instead of what it says itself
+    #[command(after_help = "\
+A manager that starts on another address says so to the others, and is found again by itself. This is for where that does not
+lead to it: behind a router, or for a name in place of an address. A DNS name is looked up at each connection.
+
+Where no majority of managers finds the others there is nobody to take the command: start them with --join-addr, which then
+says where one of the others is.
+
+Examples:
+  swarmctl node set-addr manager-2 10.1.0.2:4242
+  swarmctl node set-addr manager-2 manager-2.example.com:4242 198.51.100.7:4242     (tried in this order)
+  swarmctl node set-addr manager-2 --auto                                            (as it says itself)")]
+    SetAddr(SetAddr),
     /// List the tasks of nodes
     Ps {
         /// ID, unique ID prefix, hostname, or self [default: self]
@@ -76,12 +92,33 @@ pub(crate) struct InspectNode {
 }
 
 #[derive(Args, Debug)]
+pub(crate) struct DemoteNodes {
+    #[command(flatten)]
+    pub(crate) names: Names,
+    /// Give managers that are down up as voters, where the others have no majority otherwise
+    #[arg(short, long)]
+    pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
 pub(crate) struct RemoveNode {
     #[command(flatten)]
     pub(crate) names: Names,
     /// Remove nodes that are not down
     #[arg(short, long)]
     pub(crate) force: bool,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct SetAddr {
+    /// ID, unique ID prefix, hostname, or self
+    pub(crate) node: String,
+    /// Addresses (host:port), best first
+    #[arg(value_name = "ADDR", required_unless_present = "auto")]
+    pub(crate) addresses: Vec<String>,
+    /// Leave it to what the manager says itself
+    #[arg(long, conflicts_with = "addresses")]
+    pub(crate) auto: bool,
 }
 
 #[derive(Args, Debug)]

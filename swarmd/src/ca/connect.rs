@@ -12,6 +12,7 @@ use std::time::Duration;
 use hyper_util::rt::TokioIo;
 use rustls::ClientConfig;
 use rustls::pki_types::ServerName;
+use swarm_proto::id::NodeId;
 use swarm_proto::pb::GetRootCaCertificateRequest;
 use swarm_proto::pb::ca_client::CaClient;
 use tokio::io::AsyncBufReadExt as _;
@@ -25,7 +26,7 @@ use super::connect_error::{ConnectError, chain_text, explain_tls, refused};
 use super::root::RootDigest;
 use super::tls::{self, SecurityConfig};
 use super::x509;
-use super::{CA_SERVER_NAME, Role};
+use super::{CA_SERVER_NAME, PeerIdentity, Role};
 use crate::clock::Clock;
 
 /// Time for TCP, TLS and the first word of the manager together. SwarmKit's dial timeout is 5 s.
@@ -61,6 +62,46 @@ pub fn connect_lazy(addr: &str, security: &SecurityConfig) -> Result<Channel, Co
     let dialer = Dialer::of_node(addr, security)?;
     let endpoint = dialer.endpoint()?;
     Ok(endpoint.connect_with_connector_lazy(dialer.into_service()))
+}
+
+/// Like [`connect`], and to this node only: whoever else answers at `addr` is hung up on.
+///
+/// # Errors
+/// Why not, in words for the operator.
+pub(crate) async fn connect_to(
+    node: NodeId,
+    addr: &str,
+    security: &SecurityConfig,
+) -> Result<Channel, ConnectError> {
+    let dialer = Dialer::of_node(addr, security)?.expecting(node);
+    dialer.connect().await
+}
+
+/// Like [`connect_lazy`], and to this node only.
+///
+/// # Errors
+/// When `addr` is no address.
+pub(crate) fn connect_lazy_to(
+    node: NodeId,
+    addr: &str,
+    security: &SecurityConfig,
+) -> Result<Channel, ConnectError> {
+    let dialer = Dialer::of_node(addr, security)?.expecting(node);
+    let endpoint = dialer.endpoint()?;
+    Ok(endpoint.connect_with_connector_lazy(dialer.into_service()))
+}
+
+/// Which manager answers at `addr`.
+///
+/// # Errors
+/// Why none does, in words for the operator.
+pub(crate) async fn who_is_at(
+    addr: &str,
+    security: &SecurityConfig,
+) -> Result<NodeId, ConnectError> {
+    let dialer = Dialer::of_node(addr, security)?;
+    let stream = dialer.dial().await?;
+    dialer.node_of(&stream)
 }
 
 /// Asks the manager at `addr` for its root certificate and accepts it only if it is the one with
@@ -127,6 +168,8 @@ struct Dialer {
     addr: Arc<str>,
     source: ConfigSource,
     name: ServerName<'static>,
+    /// The node that has to answer, where it matters which.
+    node: Option<NodeId>,
     clock: Clock,
 }
 
@@ -165,8 +208,14 @@ impl Dialer {
             addr: addr.into(),
             source,
             name,
+            node: None,
             clock: clock.clone(),
         })
+    }
+
+    fn expecting(mut self, node: NodeId) -> Self {
+        self.node = Some(node);
+        self
     }
 
     fn endpoint(&self) -> Result<Endpoint, ConnectError> {
@@ -227,11 +276,36 @@ impl Dialer {
             .connect(self.name.clone(), stream)
             .await
             .map_err(|e| self.explain(e))?;
+        if let Some(expected) = self.node {
+            let found = self.node_of(&stream)?;
+            if found != expected {
+                let addr = self.addr.to_string();
+                return Err(ConnectError::OtherNode {
+                    addr,
+                    expected,
+                    found,
+                });
+            }
+        }
         match self.clock.timeout(FIRST_WORD, stream.fill_buf()).await {
             Ok(Ok([])) => Err(self.explain(io::ErrorKind::UnexpectedEof.into())),
             Ok(Ok(_)) | Err(_) => Ok(stream),
             Ok(Err(error)) => Err(self.explain(error)),
         }
+    }
+
+    /// Whose certificate it is that TLS has verified.
+    fn node_of(&self, stream: &TlsStream<TcpStream>) -> Result<NodeId, ConnectError> {
+        let (_, session) = stream.get_ref();
+        let certificate = session.peer_certificates().and_then(|chain| chain.first());
+        let identity = certificate.map(|certificate| PeerIdentity::from_der(certificate));
+        let reason = match identity {
+            Some(Ok(identity)) => return Ok(identity.node_id),
+            Some(Err(error)) => error.to_string(),
+            None => "it shows no certificate".to_owned(),
+        };
+        let addr = self.addr.to_string();
+        Err(ConnectError::Tls { addr, reason })
     }
 
     fn explain(&self, error: io::Error) -> ConnectError {

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use rustls::{AlertDescription, CertificateError};
+use swarm_proto::id::NodeId;
 
 use super::root::RootDigest;
 use super::tls::TlsError;
@@ -52,6 +53,18 @@ pub enum ConnectError {
     NotAManager {
         /// The manager's address.
         addr: String,
+    },
+    /// Another manager answers than the one that is meant.
+    #[error(
+        "another node answers at {addr}: node {found}, and node {expected} is meant; see where that one is now with `swarmctl node set-addr`"
+    )]
+    OtherNode {
+        /// The address.
+        addr: String,
+        /// Who is meant.
+        expected: NodeId,
+        /// Who answers.
+        found: NodeId,
     },
     /// The manager's certificate is out of its time.
     #[error(
@@ -131,6 +144,7 @@ impl ConnectError {
             Self::Address { .. }
             | Self::ForeignManager { .. }
             | Self::NotAManager { .. }
+            | Self::OtherNode { .. }
             | Self::ManagerExpired { .. }
             | Self::OwnExpired { .. }
             | Self::OwnRefused { .. }

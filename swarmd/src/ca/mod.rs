@@ -47,6 +47,7 @@ pub(crate) mod testing;
 pub(crate) use client::fetch_sealing;
 pub use client::{JoinError, JoinRequest, RenewError, join, renew, renewal_time};
 pub use connect::{connect, connect_lazy, fetch_root};
+pub(crate) use connect::{connect_lazy_to, connect_to, who_is_at};
 pub use connect_error::ConnectError;
 pub use control_socket::{ControlSocket, ControlSocketError};
 pub use decide::{ClusterTokens, IssueDecision, IssueRefusal, IssueRequest, decide_issue};

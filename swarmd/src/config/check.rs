@@ -6,6 +6,9 @@ use std::path::PathBuf;
 use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings, images};
 use crate::ca::token::{JoinToken, UnlockKey};
 
+/// Most addresses of one flag; as many as a manager has.
+const ADDRESSES_MAX: usize = 8;
+
 /// Collects mistakes while values are checked.
 #[derive(Debug)]
 pub(super) struct Check {
@@ -82,8 +85,8 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
     let advertise = c.parse(
         "advertise-remote-api",
         s.advertise_remote_api.as_deref(),
-        None,
-        |v| host_port(v).map(Some),
+        Vec::new(),
+        host_ports,
     );
     let registries = images::registries(&mut c, &s);
     let collection = images::collection(&mut c, &s);
@@ -111,7 +114,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
             "--election-tick {election}: must be greater than --heartbeat-tick {heartbeat}"
         ));
     }
-    let join = check_join(&mut c, &s);
+    let (join, join_addrs) = check_join(&mut c, &s);
     let unlock_key = check_unlock_key(&mut c, &s);
     let engine_labels = check_labels(&mut c, &s.engine_label);
     let state_dir = PathBuf::from(s.state_dir.unwrap_or_else(|| "/var/lib/swarmd".to_owned()));
@@ -126,7 +129,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         log_json,
         state_dir,
         join,
-        join_addr: s.join_addr,
+        join_addrs,
         force_new_cluster: s.force_new_cluster,
         autolock: s.autolock,
         unlock_key,
@@ -148,13 +151,15 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
     })
 }
 
-fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
+/// How to join, and the managers that were named, also where nothing is left to join.
+fn check_join(c: &mut Check, s: &Settings) -> (Option<Join>, Vec<String>) {
+    let given = s.join_addr.as_deref();
+    let addrs = c.parse("join-addr", given, Vec::new(), host_ports);
     let token = match secret(c, "join-token", (&s.join_token, &s.join_token_file)) {
         Ok(token) => token,
-        Err(Noted) => return None,
+        Err(Noted) => return (None, addrs),
     };
-    let parsed = token.map(|t| t.trim().parse::<JoinToken>());
-    let token = match parsed {
+    let token = match token.map(|t| t.trim().parse::<JoinToken>()) {
         // The value is a secret: the message names the flag alone.
         Some(Err(e)) => {
             c.errors.push(format!("--join-token: {e}"));
@@ -163,24 +168,20 @@ fn check_join(c: &mut Check, s: &Settings) -> Option<Join> {
         Some(Ok(token)) => Some(token),
         None => None,
     };
-    let addr = c.parse("join-addr", s.join_addr.as_deref(), None, |v| {
-        host_port(v).map(Some)
-    });
-    match (addr, token) {
-        (Some(addr), Some(token)) => Some(Join { addr, token }),
-        (Some(_), None) if s.join_token.is_none() && s.join_token_file.is_none() => {
-            // A node that has its certificate needs no token any more: decided at start.
-            None
-        }
-        (None, Some(_)) if s.join_addr.is_none() => {
-            c.errors.push(
-                "--join-token: also needs --join-addr, the address of a manager (host:port)"
-                    .to_owned(),
-            );
-            None
-        }
-        (Some(_) | None, None) | (None, Some(_)) => None,
+    let Some(token) = token else {
+        // A node that has its certificate needs no token any more: decided at start.
+        return (None, addrs);
+    };
+    if given.is_none() {
+        c.errors.push(
+            "--join-token: also needs --join-addr, the address of a manager (host:port)".to_owned(),
+        );
     }
+    let join = (!addrs.is_empty()).then(|| Join {
+        addrs: addrs.clone(),
+        token,
+    });
+    (join, addrs)
 }
 
 /// A mistake that is noted already.
@@ -265,6 +266,18 @@ fn host_port(value: &str) -> Result<String, String> {
         return Err(reason());
     }
     Ok(value.to_owned())
+}
+
+/// Some of them, separated by commas.
+fn host_ports(value: &str) -> Result<Vec<String>, String> {
+    let each: Vec<String> = value
+        .split(',')
+        .map(|one| host_port(one.trim()))
+        .collect::<Result<_, _>>()?;
+    match each.len() {
+        0..=ADDRESSES_MAX => Ok(each),
+        given => Err(format!("{given} addresses; say at most {ADDRESSES_MAX}")),
+    }
 }
 
 fn hostname(value: &str) -> Result<String, String> {

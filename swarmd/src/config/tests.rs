@@ -21,7 +21,7 @@ fn lines_from_tutorials_work_as_typed() {
     assert!(manager.join.is_none());
     let token = token();
     let worker = config(&["--join-addr", "10.0.0.1:4242", "--join-token", &token]).unwrap();
-    assert_eq!(worker.join.unwrap().addr, "10.0.0.1:4242");
+    assert_eq!(worker.join.unwrap().addrs, ["10.0.0.1:4242"]);
     let line = [
         "-d",
         "./node-1",

@@ -175,5 +175,6 @@ pub(super) fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, Bootstra
         },
         blacklist: std::collections::BTreeMap::new(),
         unlock_keys: Vec::new(),
+        managers: std::collections::BTreeMap::new(),
     })
 }

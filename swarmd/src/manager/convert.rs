@@ -216,10 +216,16 @@ fn runtime_status(container: &Container) -> pb::task_status::RuntimeStatus {
     })
 }
 
-/// A node. `manager_status` is left out: only consensus knows it.
+/// A node, with what the cluster keeps of it as a manager. `manager_status` is left out: only consensus knows it.
 #[must_use]
-pub fn node_to_wire(node: &Node) -> pb::Node {
+pub fn node_to_wire(node: &Node, cluster: Option<&Cluster>) -> pb::Node {
+    let note = cluster.and_then(|cluster| cluster.managers.get(&node.id));
+    let retired = note.and_then(|note| note.retired.as_ref());
+    let retired = retired.filter(|retired| retired.done);
     pb::Node {
+        retired_at: retired.and_then(|retired| retired.at.to_wire()),
+        retired_reason: retired.map_or_else(String::new, |retired| retired.reason.clone()),
+        retired_raft_id: retired.map_or(0, |retired| retired.raft_id),
         id: node.id.to_string(),
         meta: Some(meta_to_wire(node.meta)),
         spec: Some(pb::NodeSpec {
@@ -227,6 +233,7 @@ pub fn node_to_wire(node: &Node) -> pb::Node {
             desired_role: node.desired_role.into(),
             membership: node.membership.into(),
             availability: node.availability.into(),
+            manager_addresses: note.map_or_else(Vec::new, |note| note.addresses.clone()),
         }),
         description: node.description.as_deref().cloned(),
         status: Some(pb::NodeStatus {
@@ -468,6 +475,7 @@ mod tests {
             },
             blacklist: [(NodeId::from_raw(9), Timestamp::from_millis(5))].into(),
             unlock_keys: vec![key],
+            managers: std::collections::BTreeMap::new(),
         };
         let bytes = cluster_to_wire(&cluster).encode_to_vec();
         assert!(!bytes.windows(6).any(|w| w == secret));

@@ -25,9 +25,9 @@ use tonic::transport::Channel;
 use tower::{Layer, Service, ServiceExt as _};
 
 use super::authorize::{Caller, Who, is_leaders};
-use super::raft::{Leadership, Member, RaftId};
+use super::raft::{Leadership, Member, RaftId, Whereabouts};
 use super::server::MESSAGE_MAX;
-use crate::ca::{ConnectError, SecurityConfig, connect_lazy};
+use crate::ca::{ConnectError, SecurityConfig, connect_lazy_to};
 
 /// How long a request waits for a leader: some elections.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
@@ -63,6 +63,7 @@ pub(crate) struct Forwarder {
     own: NodeId,
     security: SecurityConfig,
     leadership: watch::Receiver<Leadership>,
+    whereabouts: Arc<Whereabouts>,
     /// The connection to the leader that was known last.
     route: Mutex<Option<Route>>,
     room: Room,
@@ -106,7 +107,7 @@ struct Route {
     leader: RaftId,
     member: Member,
     /// Which of its addresses.
-    at: usize,
+    address: String,
     channel: Channel,
 }
 
@@ -121,11 +122,13 @@ impl Forwarder {
         own: NodeId,
         security: SecurityConfig,
         leadership: watch::Receiver<Leadership>,
+        whereabouts: Arc<Whereabouts>,
     ) -> Self {
         Self {
             own,
             security,
             leadership,
+            whereabouts,
             route: Mutex::new(None),
             room: Room::new(),
         }
@@ -162,47 +165,44 @@ impl Forwarder {
     }
 
     fn route_to(&self, leader: RaftId, member: Member) -> Result<Route, Status> {
+        let address = self.whereabouts.next(&member).ok_or_else(|| {
+            Status::unavailable(format!(
+                "the leader, node {}, has no address",
+                member.node_id
+            ))
+        })?;
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
-        let at = match &*route {
-            Some(known) if known.leader == leader && known.member == member => {
-                return Ok(known.clone());
-            }
-            Some(_) | None => 0,
-        };
-        let made = self.connect(leader, member, at)?;
+        if let Some(known) = &*route
+            && (known.leader, &known.address) == (leader, &address)
+        {
+            return Ok(known.clone());
+        }
+        let made = self.connect(leader, member, address)?;
         *route = Some(made.clone());
         Ok(made)
     }
 
-    fn connect(&self, leader: RaftId, member: Member, at: usize) -> Result<Route, Status> {
-        let address = member
-            .addresses
-            .get(at % member.addresses.len().max(1))
-            .ok_or_else(|| {
-                Status::unavailable(format!(
-                    "the leader, node {}, has no address",
-                    member.node_id
-                ))
-            })?;
-        let channel = connect_lazy(address, &self.security)
+    fn connect(&self, leader: RaftId, member: Member, address: String) -> Result<Route, Status> {
+        let node = member.node_id.parse();
+        let node = node.map_err(|_| Status::internal("the leader is no node"))?;
+        let channel = connect_lazy_to(node, &address, &self.security)
             .map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Route {
             leader,
             member,
-            at,
+            address,
             channel,
         })
     }
 
     /// The leader did not answer on this route: the next request tries its next address.
     fn give_up(&self, failed: &Route) {
-        let next = failed.at.wrapping_add(1);
-        let made = self.connect(failed.leader, failed.member.clone(), next);
+        self.whereabouts.failed(&failed.member, &failed.address);
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(now) = &*route
-            && (now.leader, now.at) == (failed.leader, failed.at)
+            && (now.leader, &now.address) == (failed.leader, &failed.address)
         {
-            *route = made.ok();
+            *route = None;
         }
     }
 

@@ -1,7 +1,6 @@
 //! The managers as consensus knows them: for `node ls`, for the nodes' list of managers, and for one that joins.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -10,23 +9,24 @@ use swarm_proto::own::membership_server::Membership as Rpc;
 use swarm_proto::{own, pb};
 use tonic::{Request, Response, Status};
 
+use super::addresses;
 use super::authorize::Caller;
+use super::autopilot::is_given_up;
 use super::controlapi;
 use super::dispatcher::Dispatcher;
 use super::raft::{
     Epoch, Gate, Member, MemberStatus, Membership, MembershipError, RaftId, RaftStatus, Sender,
+    resolve,
 };
 use super::roles;
 use super::store::machine::StoreMachine;
 use super::writer::Store;
-use crate::ca::{Role, SecurityConfig, connect};
+use crate::ca::{Role, SecurityConfig};
 
 /// How much a node prefers a manager: all are alike, as in SwarmKit.
 const MANAGER_WEIGHT: i64 = 10;
 /// A manager that has answered the leader within this time is there: some heartbeats.
 pub(crate) const HEARD_WITHIN: Duration = Duration::from_secs(2);
-/// Most addresses of one manager.
-const ADDRESSES_MAX: usize = 8;
 /// Longest time that one request to join is worked on: a snapshot may have to go over the wire. The joiner asks again.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -51,6 +51,14 @@ impl controlapi::Managers for Members {
         roles::status_without(&status, id).map_err(|lost| lost.to_string())
     }
 
+    fn dead(&self) -> Vec<(NodeId, u64)> {
+        let status = self.membership.status();
+        let voters = status.members.iter().filter(|(_, m)| m.voter);
+        let dead = voters.filter(|(id, m)| !roles::is_up(&status, **id, m));
+        dead.filter_map(|(id, m)| Some((m.member.node_id.parse().ok()?, *id)))
+            .collect()
+    }
+
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
         use pb::raft_member_status::Reachability;
         let status = self.membership.status();
@@ -65,6 +73,7 @@ impl controlapi::Managers for Members {
         Some(pb::ManagerStatus {
             raft_id: id,
             addr: known.member.addresses.first().cloned().unwrap_or_default(),
+            addrs: known.member.addresses.clone(),
             leader: status.leader == Some(id),
             reachability: reachability.into(),
         })
@@ -106,7 +115,7 @@ pub(crate) struct MembershipServer {
 
 impl MembershipServer {
     /// The manager that calls.
-    async fn joiner(&self, caller: &Caller) -> Result<NodeId, Status> {
+    async fn joiner(&self, caller: &Caller, id: RaftId) -> Result<NodeId, Status> {
         let peer = caller.node()?;
         let node = peer.node_id;
         if peer.role != Role::Manager {
@@ -125,55 +134,26 @@ impl MembershipServer {
                 "node {node} is to be a worker; `swarmctl node promote {node}` makes it a manager"
             )));
         }
+        if is_given_up(&state, node, id) {
+            return Err(Status::failed_precondition(format!(
+                "node {node} was given up as a voter while it was away, and has to begin anew: it does so by itself once it \
+                 hears of it from a manager that it reports to"
+            )));
+        }
         Ok(node)
     }
 
-    /// Takes only addresses where something answers: a member that can't be reached counts against the majority.
-    async fn check_reachable(&self, addresses: &[String]) -> Result<(), Status> {
+    /// Takes only a manager that answers at one of its addresses: a member that can't be reached counts against the majority.
+    async fn check_reachable(&self, member: &Member) -> Result<(), Status> {
         let security = self.security.get();
         let security = security.ok_or_else(|| Status::unavailable("this manager is starting"))?;
-        for address in addresses {
-            connect(address, security).await.map_err(|error| {
-                Status::failed_precondition(format!(
-                    "the managers can't reach this one: {error}; open the way, or name another address with \
-                     --advertise-remote-api"
-                ))
-            })?;
-        }
-        Ok(())
+        addresses::prove(member, security).await.map_err(|error| {
+            Status::failed_precondition(format!(
+                "the managers can't reach this one: {error}; open the way, or name another address with \
+                 --advertise-remote-api"
+            ))
+        })
     }
-}
-
-/// The addresses of a request, the caller's own put in for unspecified ones.
-fn addresses(given: &[String], remote: Option<SocketAddr>) -> Result<Vec<String>, Status> {
-    if given.is_empty() || given.len() > ADDRESSES_MAX {
-        return Err(Status::invalid_argument(format!(
-            "addresses: {} were given; say 1 to {ADDRESSES_MAX}",
-            given.len()
-        )));
-    }
-    let resolve = |text: &String| match text.parse::<SocketAddr>() {
-        Ok(addr) if addr.ip().is_unspecified() => match remote {
-            Some(remote) => {
-                Ok(SocketAddr::new(remote.ip().to_canonical(), addr.port()).to_string())
-            }
-            None => Err(Status::invalid_argument(format!(
-                "addresses: {text:?} says nothing without the caller's own address"
-            ))),
-        },
-        Ok(_) => Ok(text.clone()),
-        Err(_)
-            if text
-                .rsplit_once(':')
-                .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok()) =>
-        {
-            Ok(text.clone())
-        }
-        Err(_) => Err(Status::invalid_argument(format!(
-            "addresses: {text:?} is not host:port"
-        ))),
-    };
-    given.iter().map(resolve).collect()
 }
 
 #[tonic::async_trait]
@@ -203,13 +183,15 @@ impl Rpc for MembershipServer {
         request: Request<own::JoinManagersRequest>,
     ) -> Result<Response<own::JoinManagersResponse>, Status> {
         let caller = Caller::of(&request)?.clone();
-        let node = self.joiner(&caller).await?;
+        let node = self.joiner(&caller, request.get_ref().raft_id).await?;
         let request = request.into_inner();
         let theirs = Epoch::of_wire(request.epoch);
         if request.epoch.is_some() && theirs != Epoch::NONE {
             self.gate.admit_epoch(theirs, Sender::Anyone)?;
         }
-        let addresses = addresses(&request.addresses, caller.remote)?;
+        let remote = caller.remote.map(|remote| remote.ip());
+        let addresses = resolve(&request.addresses, remote)
+            .map_err(|error| Status::invalid_argument(error.to_string()))?;
         let id = request.raft_id;
         if id == 0 {
             return Err(Status::invalid_argument("raft_id: is missing"));
@@ -227,11 +209,11 @@ impl Rpc for MembershipServer {
             let removed = self.membership.remove(before).await;
             removed.map_err(|e| Status::unavailable(e.to_string()))?;
         }
-        self.check_reachable(&addresses).await?;
         let member = Member {
             node_id: node.to_string(),
             addresses,
         };
+        self.check_reachable(&member).await?;
         let limit = JOIN_LIMIT;
         let added = tokio::time::timeout(limit, self.membership.add(id, member)).await;
         match added {
@@ -249,30 +231,5 @@ impl Rpc for MembershipServer {
                 "the new manager has not caught up within {limit:?}; it goes on"
             ))),
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_unspecified_address_is_the_callers() {
-        let remote = Some("10.0.0.7:50000".parse().unwrap());
-        let given = |texts: &[&str]| texts.iter().map(ToString::to_string).collect::<Vec<_>>();
-        let all = given(&["0.0.0.0:4242", "m2.example:4242", "10.1.1.1:1", "[::]:5"]);
-        assert_eq!(
-            addresses(&all, remote).unwrap(),
-            [
-                "10.0.0.7:4242",
-                "m2.example:4242",
-                "10.1.1.1:1",
-                "10.0.0.7:5"
-            ]
-        );
-        for wrong in [vec![], given(&["host"]), given(&[":1"]), given(&["h:p"])] {
-            assert!(addresses(&wrong, remote).is_err(), "{wrong:?}");
-        }
-        assert!(addresses(&given(&["0.0.0.0:1"]), None).is_err());
     }
 }

@@ -16,9 +16,12 @@
 //! - `autolock`: how this manager's secrets lie on disk.
 //! - [`backup`], `recovery`: the state as a file, and a cluster that goes on from one; `fencing`: who was left behind.
 //! - `members`, `joining`, `roles`: the managers, how one becomes a member, and how one ceases to be.
+//! - `addresses`, `seeking`: where they are, and how one that has lost the others finds them; `autopilot`: who is dead.
 
+mod addresses;
 pub mod authorize;
 pub(crate) mod autolock;
+mod autopilot;
 pub mod backup;
 pub mod bootstrap;
 pub mod caserver;
@@ -38,6 +41,7 @@ pub mod raft;
 pub(crate) mod recovery;
 mod roles;
 pub mod scheduler;
+pub(crate) mod seeking;
 pub(crate) mod server;
 pub(crate) mod stale;
 pub mod store;
@@ -45,6 +49,7 @@ pub mod store;
 pub(crate) mod world;
 pub mod writer;
 
+use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -56,7 +61,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::ca::{IdentityDir, SecurityConfig, connect_lazy};
+use crate::ca::{IdentityDir, SecurityConfig, connect_lazy_to};
 use crate::clock::Clock;
 use crate::seal::Seal;
 use autolock::Keeper;
@@ -66,10 +71,11 @@ use fencing::Teller;
 use forward::Forwarder;
 use members::{Members, MembershipServer};
 use raft::{
-    DialError, Dialer, Disk, Fenced, Gate, Leadership, Line, Member, Membership, Published,
-    RaftConfig, RaftId, RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
+    DialError, Dialer, Disk, Fenced, Gate, Leadership, Line, Member, Membership, RaftConfig,
+    RaftId, RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
 };
-use store::State;
+use roles::Roles;
+use seeking::Seeker;
 use store::machine::StoreMachine;
 use store::watch::Hub;
 use writer::{RaftDoor, Store};
@@ -108,8 +114,12 @@ pub(crate) struct ManagerConfig {
     pub(crate) state_dir: PathBuf,
     /// Heartbeats and elections.
     pub(crate) timing: Timing,
-    /// Where other managers reach this one.
+    /// Where others reach this one, as far as it can tell.
     pub(crate) addresses: Vec<String>,
+    /// The same as the other managers are told; an unspecified address is the one it calls from.
+    pub(crate) says: Vec<String>,
+    /// The addresses of this host, best first.
+    pub(crate) here: fn() -> Vec<IpAddr>,
     /// Found a cluster, or wait to be added to one.
     pub(crate) start: Start,
     /// Asks registries what tags mean.
@@ -153,6 +163,7 @@ pub(crate) struct Manager {
     resolver: Arc<dyn controlapi::ImageResolver>,
     state_dir: PathBuf,
     addresses: Vec<String>,
+    here: fn() -> Vec<IpAddr>,
     /// Keeps the list of managers that nodes are told.
     tasks: JoinSet<()>,
 }
@@ -169,6 +180,7 @@ impl Manager {
                 node_id: config.node_id.to_string(),
                 addresses: config.addresses.clone(),
             },
+            says: config.says,
             state_dir: config.state_dir,
             timing: config.timing,
             disk: Disk::default(),
@@ -195,6 +207,7 @@ impl Manager {
             resolver: config.resolver,
             state_dir,
             addresses,
+            here: config.here,
             tasks,
             raft,
         })
@@ -242,6 +255,11 @@ impl Manager {
         }
     }
 
+    /// This member's number.
+    pub(crate) fn raft_id(&self) -> RaftId {
+        self.raft.status().id
+    }
+
     /// What keeps messages of another epoch out.
     pub(crate) fn gate(&self) -> Arc<Gate> {
         self.raft.gate()
@@ -263,6 +281,17 @@ impl Manager {
         }
     }
 
+    /// Looks for the other managers where the operator says that one is.
+    pub(crate) fn seeker(&self, security: SecurityConfig, told: Vec<String>) -> Seeker {
+        Seeker {
+            own: self.node_id,
+            security,
+            whereabouts: self.raft.whereabouts(),
+            leadership: self.raft.leadership(),
+            told,
+        }
+    }
+
     /// What backups are made of.
     pub(crate) fn backups(&self) -> backup::Source {
         let membership = self.raft.membership();
@@ -280,7 +309,8 @@ impl Manager {
 
     /// Sends on what the leader answers, while this manager is not it.
     pub(crate) fn forwarder(&self, security: SecurityConfig) -> Forwarder {
-        Forwarder::new(self.node_id, security, self.raft.leadership())
+        let (leadership, whereabouts) = (self.raft.leadership(), self.raft.whereabouts());
+        Forwarder::new(self.node_id, security, leadership, whereabouts)
     }
 
     /// Who takes part in consensus.
@@ -354,8 +384,15 @@ impl Manager {
             store: self.store.clone(),
             clock: self.clock.clone(),
             dispatcher: self.dispatcher.clone(),
-            membership: self.raft.membership(),
-            published: self.raft.published(),
+            roles: Arc::new(Roles {
+                membership: self.raft.membership(),
+                store: self.store.clone(),
+                published: self.raft.published(),
+                whereabouts: self.raft.whereabouts(),
+                security: Arc::clone(&self.security),
+                here: self.here,
+                clock: self.clock.clone(),
+            }),
         }
     }
 
@@ -377,8 +414,7 @@ pub(crate) struct Duties {
     store: Store,
     clock: Clock,
     dispatcher: Dispatcher,
-    membership: Membership<StoreMachine>,
-    published: watch::Receiver<Published<State>>,
+    roles: Arc<Roles>,
 }
 
 impl Duties {
@@ -399,13 +435,7 @@ impl Duties {
                 });
                 let (dispatcher, leading) = (self.dispatcher.clone(), stop.clone());
                 duties.spawn(async move { dispatcher.run(leading).await });
-                let (membership, published) = (self.membership.clone(), self.published.clone());
-                duties.spawn(roles::run(
-                    membership,
-                    published,
-                    self.clock.clone(),
-                    stop.clone(),
-                ));
+                duties.spawn(Arc::clone(&self.roles).run(stop.clone()));
             }
             // Until the term changes: another leader, or this one again later. A duty that ends by itself begins again:
             // a leader that does only a part of its work would look healthy and be none.
@@ -434,11 +464,11 @@ impl Duties {
     }
 }
 
-/// Reaches other managers with this node's certificate.
+/// Reaches other managers with this node's certificate, each by its own.
 struct MtlsDialer(Arc<OnceLock<SecurityConfig>>);
 
 impl Dialer for MtlsDialer {
-    fn dial(&self, _: &Member, address: &str) -> Result<Line, DialError> {
+    fn dial(&self, member: &Member, address: &str) -> Result<Line, DialError> {
         let error = |reason: String| DialError {
             address: address.to_owned(),
             reason,
@@ -447,7 +477,9 @@ impl Dialer for MtlsDialer {
             .0
             .get()
             .ok_or_else(|| error("this node has no certificate yet".into()))?;
-        let channel = connect_lazy(address, security).map_err(|e| error(e.to_string()))?;
+        let node = member.node_id.parse();
+        let node = node.map_err(|_| error(format!("{:?} is no node", member.node_id)))?;
+        let channel = connect_lazy_to(node, address, security).map_err(|e| error(e.to_string()))?;
         Ok(channel.into())
     }
 }

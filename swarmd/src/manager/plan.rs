@@ -388,6 +388,7 @@ fn estimate(change: &Change) -> usize {
         | Change::UpdateCluster(_)
         | Change::CreateNode(_)
         | Change::UpdateNode { .. }
+        | Change::SetRetirement { .. }
         | Change::SetNodeCertificate { .. }
         | Change::SetNodeStatus { .. }
         | Change::RemoveNode { .. }

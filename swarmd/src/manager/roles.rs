@@ -1,9 +1,13 @@
 //! Managers that are to be managers no more are taken out of consensus.
 //!
 //! Who is a manager is said by the node objects; who votes, by consensus. This brings the second in line with the first,
-//! one member at a time, and only where those that stay have a majority. [`next`] decides from values; [`run`] carries it
-//! out while this manager leads. Becoming a member goes the other way: the manager asks ([`super::joining`]).
+//! one member at a time, and only where those that stay have a majority; and it keeps the membership's addresses those that
+//! the managers are at ([`super::addresses`]), and gives up managers that are dead ([`super::autopilot`]). [`next`] decides from values; [`Roles::run`] carries it out while this manager
+//! leads. Becoming a member goes the other way: the manager asks ([`super::joining`]).
 
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use swarm_proto::id::NodeId;
@@ -11,17 +15,23 @@ use swarm_proto::pb;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
+use super::addresses::{self, Known, Move};
+use super::autopilot::{self, Care, Look, Silence};
 use super::members::HEARD_WITHIN;
-use super::raft::{MemberStatus, Membership, Published, RaftId, RaftStatus};
-use super::store::State;
+use super::raft::{MemberStatus, Membership, Published, RaftId, RaftStatus, Whereabouts};
 use super::store::machine::StoreMachine;
-use crate::clock::Clock;
+use super::store::{Change, State};
+use super::writer::Store;
+use crate::ca::SecurityConfig;
+use crate::clock::{Clock, Monotonic};
 
 /// Pause before what failed or had to wait is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
+/// Pause before an address where the manager did not answer is tried again.
+const PROVE_AGAIN: Duration = Duration::from_secs(5);
 
 /// What to do about the members.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
     /// This one goes.
     Remove(RaftId),
@@ -29,12 +39,31 @@ enum Step {
     HandOver(RaftId),
     /// Someone should go, and without it there would be no majority.
     Wait(RaftId),
+    /// This one is elsewhere.
+    Move(Move),
+    /// This one is dead, or was.
+    Care(Care),
 }
 
 /// The next step, if there is one.
-fn next(state: &State, status: &RaftStatus) -> Option<Step> {
+fn next(
+    state: &State,
+    status: &RaftStatus,
+    (moves, care): (Vec<Move>, Option<Care>),
+) -> Option<Step> {
     // While a cluster is founded its first manager is a member before it is a node.
     state.cluster.as_ref()?;
+    let moved = moves.into_iter().next().map(Step::Move);
+    let first = care.map(Step::Care).or(moved);
+    match leaves(state, status) {
+        // What has to wait is in nobody's way; and who is dead may be what it waits for.
+        None | Some(Step::Wait(_)) if first.is_some() => first,
+        step => step,
+    }
+}
+
+/// Who should be a member no more.
+fn leaves(state: &State, status: &RaftStatus) -> Option<Step> {
     let stays = |member: &MemberStatus| {
         let id: Option<NodeId> = member.member.node_id.parse().ok();
         let node = id.and_then(|id| state.nodes.get(&id));
@@ -56,6 +85,11 @@ fn next(state: &State, status: &RaftStatus) -> Option<Step> {
         .filter(|(other, m)| **other != id && m.voter);
     let best = others.max_by_key(|(other, m)| (m.matched, **other));
     best.map(|(other, _)| Step::HandOver(*other))
+}
+
+/// Whether a member answers the leader.
+pub(super) fn is_up(status: &RaftStatus, id: RaftId, member: &MemberStatus) -> bool {
+    id == status.id || member.heard.is_some_and(|ago| ago < HEARD_WITHIN)
 }
 
 /// Removing a member would stop the cluster.
@@ -81,10 +115,8 @@ pub(crate) fn status_without(status: &RaftStatus, id: RaftId) -> Result<(), Lost
         .members
         .iter()
         .filter(|(other, m)| **other != id && m.voter);
-    let is_up = |(other, m): &(&RaftId, &MemberStatus)| {
-        **other == status.id || m.heard.is_some_and(|ago| ago < HEARD_WITHIN)
-    };
-    let (rest, up) = (voters.saturating_sub(1), others.filter(is_up).count());
+    let up = others.filter(|(other, m)| is_up(status, **other, m));
+    let (rest, up) = (voters.saturating_sub(1), up.count());
     let needed = rest / 2 + 1;
     if rest > 0 && up >= needed {
         return Ok(());
@@ -97,54 +129,160 @@ pub(crate) fn status_without(status: &RaftStatus, id: RaftId) -> Result<(), Lost
     })
 }
 
-/// Keeps the members in line with the nodes, until cancelled.
-pub(crate) async fn run(
-    membership: Membership<StoreMachine>,
-    mut published: watch::Receiver<Published<State>>,
-    clock: Clock,
-    cancel: CancellationToken,
-) {
-    let mut told = None;
-    let work = async {
-        loop {
-            let state = published.borrow_and_update().view.clone();
-            let step = next(&state, &membership.status());
-            let done = match step {
-                None => Ok(()),
-                Some(Step::Remove(id)) => membership.remove(id).await,
-                Some(Step::HandOver(to)) => membership.transfer_leader(to).await,
-                Some(Step::Wait(_)) => Ok(()),
-            };
-            match (step, done) {
-                (Some(step), Err(error)) => {
-                    tracing::warn!(?step, %error, "can't change the members yet")
+/// What the members are kept by.
+pub(crate) struct Roles {
+    pub(crate) membership: Membership<StoreMachine>,
+    pub(crate) store: Store,
+    pub(crate) published: watch::Receiver<Published<State>>,
+    pub(crate) whereabouts: Arc<Whereabouts>,
+    pub(crate) security: Arc<OnceLock<SecurityConfig>>,
+    /// The addresses of this host.
+    pub(crate) here: fn() -> Vec<IpAddr>,
+    pub(crate) clock: Clock,
+}
+
+impl Roles {
+    /// Keeps the members in line with the nodes, until cancelled.
+    pub(crate) async fn run(self: Arc<Self>, cancel: CancellationToken) {
+        let mut published = self.published.clone();
+        let (mut told, mut unproved) = (None, Unproved::default());
+        let (mut silence, mut looked) = (Silence::default(), None);
+        let work = async {
+            loop {
+                let state = published.borrow_and_update().view.clone();
+                let status = self.membership.status();
+                let now = self.clock.monotonic();
+                // Not with every commit: nothing of it is in a hurry.
+                let mut moves = match looked.is_none_or(|last: Monotonic| now >= last.after(AGAIN))
+                {
+                    true => {
+                        looked = Some(now);
+                        let known = Known::read(&self.whereabouts, self.here);
+                        addresses::moves(&state, &status, &known)
+                    }
+                    false => Vec::new(),
+                };
+                moves.retain(|m| !unproved.waits(m, now));
+                let silent = silence.look(&status, now);
+                let care = autopilot::next(Look {
+                    state: &state,
+                    status: &status,
+                    silent: &silent,
+                    now: self.store.time(&self.clock),
+                });
+                let step = next(&state, &status, (moves, care));
+                match &step {
+                    None => {}
+                    Some(Step::Move(to)) => {
+                        let moved = self.carry_out(to).await;
+                        unproved.note(to, moved, self.clock.monotonic());
+                    }
+                    Some(Step::Care(care)) => self.care(care).await,
+                    Some(step) => self.change(step, told.as_ref()).await,
                 }
-                (Some(Step::Remove(id)), Ok(())) => {
-                    tracing::info!(raft.id = id, "a manager is no member any more")
+                told = step;
+                tokio::select! {
+                    biased;
+                    changed = published.changed() => if changed.is_err() { return },
+                    // Also for what is in no object: who answers, and where.
+                    () = self.clock.sleep(AGAIN) => {}
                 }
-                (Some(Step::Wait(id)), Ok(())) if told != step => {
-                    tracing::warn!(
-                        raft.id = id,
-                        "a manager can't be removed: the others have no majority without it"
-                    );
-                }
-                (_, Ok(())) | (None, Err(_)) => {}
             }
-            told = step;
-            let pause = async {
-                match step {
-                    None => std::future::pending().await,
-                    Some(_) => clock.sleep(AGAIN).await,
+        };
+        let _ = cancel.run_until_cancelled(work).await;
+    }
+
+    async fn change(&self, step: &Step, told: Option<&Step>) {
+        let done = match step {
+            Step::Remove(id) => self.membership.remove(*id).await,
+            Step::HandOver(to) => self.membership.transfer_leader(*to).await,
+            Step::Wait(_) | Step::Move(_) | Step::Care(_) => Ok(()),
+        };
+        match (step, done) {
+            (step, Err(error)) => {
+                tracing::warn!(?step, %error, "can't change the members yet");
+            }
+            (Step::Remove(id), Ok(())) => {
+                tracing::info!(raft.id = id, "a manager is no member any more");
+            }
+            (Step::Wait(id), Ok(())) if told != Some(step) => {
+                tracing::warn!(
+                    raft.id = id,
+                    "a manager can't be removed: the others have no majority without it"
+                );
+            }
+            (Step::HandOver(_) | Step::Wait(_) | Step::Move(_) | Step::Care(_), Ok(())) => {}
+        }
+    }
+
+    /// Goes a step further with one that is dead, or was.
+    async fn care(&self, care: &Care) {
+        match care {
+            Care::Remove(id) => match self.membership.remove(*id).await {
+                Ok(()) => tracing::warn!(raft.id = id, "a dead manager votes no more"),
+                Err(error) => {
+                    tracing::warn!(raft.id = id, %error, "can't remove a dead manager yet")
                 }
-            };
-            tokio::select! {
-                biased;
-                changed = published.changed() => if changed.is_err() { return },
-                () = pause => {}
+            },
+            Care::Note(node, retirement) => {
+                let change = Change::SetRetirement {
+                    node: *node,
+                    retirement: retirement.clone(),
+                };
+                let written = self
+                    .store
+                    .write(self.store.time(&self.clock), vec![change])
+                    .await;
+                match (written, retirement) {
+                    (Err(error), _) => {
+                        tracing::warn!(node.id = %node, %error, "can't write down yet how a manager stands")
+                    }
+                    (Ok(_), Some(retired)) if !retired.done => {
+                        tracing::warn!(node.id = %node, reason = retired.reason, "a manager is dead, and is given up as a voter");
+                    }
+                    (Ok(_), Some(_)) => {}
+                    (Ok(_), None) => {
+                        tracing::info!(node.id = %node, "a manager that was given up is back")
+                    }
+                }
             }
         }
-    };
-    let _ = cancel.run_until_cancelled(work).await;
+    }
+
+    /// Corrects where a member is.
+    async fn carry_out(&self, to: &Move) -> Result<(), String> {
+        if to.to_prove {
+            let security = self.security.get();
+            let security = security.ok_or("this manager is starting")?;
+            addresses::prove(&to.member, security).await?;
+        }
+        let corrected = self.membership.correct(to.id, to.member.clone()).await;
+        corrected.map_err(|error| error.to_string())?;
+        tracing::info!(node.id = to.member.node_id, addresses = ?to.member.addresses, "a manager is known by another address");
+        Ok(())
+    }
+}
+
+/// Addresses that were not taken over.
+#[derive(Debug, Default)]
+struct Unproved(BTreeMap<RaftId, (Move, Monotonic)>);
+
+impl Unproved {
+    fn waits(&self, to: &Move, now: Monotonic) -> bool {
+        let known = self.0.get(&to.id);
+        known.is_some_and(|(known, at)| known == to && now < at.after(PROVE_AGAIN))
+    }
+
+    fn note(&mut self, to: &Move, moved: Result<(), String>, now: Monotonic) {
+        let Err(reason) = moved else {
+            self.0.remove(&to.id);
+            return;
+        };
+        let before = self.0.insert(to.id, (to.clone(), now));
+        if before.is_none_or(|(known, _)| known != *to) {
+            tracing::warn!(node.id = to.member.node_id, addresses = ?to.member.addresses, reason, "a manager is not known by its new address yet");
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,6 +311,7 @@ mod tests {
             applied: 0,
             snapshot: 0,
             purged: 0,
+            settled: true,
             members: (1..4)
                 .map(|id| (id, member(id)))
                 .collect::<BTreeMap<_, _>>(),
@@ -203,7 +342,11 @@ mod tests {
         use crate::manager::store::testing::node;
         use std::sync::Arc;
         let mut state = State::default();
-        assert_eq!(next(&state, &three(&[])), None, "no cluster yet");
+        assert_eq!(
+            next(&state, &three(&[]), (vec![], None)),
+            None,
+            "no cluster yet"
+        );
         let root = crate::ca::RootCa::generate(swarm_proto::time::Timestamp(1)).unwrap();
         let cluster = crate::manager::bootstrap::cluster(&root, swarm_proto::time::Timestamp(1));
         state.cluster = Some(Arc::new(cluster.unwrap()));
@@ -217,10 +360,16 @@ mod tests {
         }
         put(1, pb::NodeRole::Worker);
         put(2, pb::NodeRole::Worker);
-        assert_eq!(next(&state, &three(&[])), Some(Step::Remove(2)));
+        assert_eq!(
+            next(&state, &three(&[]), (vec![], None)),
+            Some(Step::Remove(2))
+        );
         let mut two = three(&[]);
         two.members.remove(&2);
-        assert_eq!(next(&state, &two), Some(Step::HandOver(3)));
-        assert_eq!(next(&state, &three(&[3])), Some(Step::Wait(2)));
+        assert_eq!(next(&state, &two, (vec![], None)), Some(Step::HandOver(3)));
+        assert_eq!(
+            next(&state, &three(&[3]), (vec![], None)),
+            Some(Step::Wait(2))
+        );
     }
 }

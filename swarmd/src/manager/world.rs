@@ -350,6 +350,7 @@ impl World {
             desired_role: node.desired_role,
             membership: node.membership,
             availability,
+            addresses: Vec::new(),
         };
         self.apply(vec![change]);
     }
@@ -409,6 +410,7 @@ impl World {
             root_ca: pb::RootCa::default(),
             blacklist: BTreeMap::new(),
             unlock_keys: Vec::new(),
+            managers: std::collections::BTreeMap::new(),
         };
         cluster.spec.orchestration = Some(pb::OrchestrationConfig {
             task_history_retention_limit: limit,

@@ -50,6 +50,8 @@ pub(super) enum End {
     Fenced,
     /// Its certificate has another role now.
     Role(Role),
+    /// The managers gave this one up as a voter: it joins them anew.
+    Retired,
 }
 
 /// What both kinds of node run on.
@@ -217,6 +219,16 @@ impl Running {
         });
     }
 
+    /// Looks for the other managers where the operator says that one is, while there is no leader.
+    pub(super) fn seek_managers(&mut self, manager: &Manager) {
+        let told = self.config.join_addrs.clone();
+        let seeker = manager.seeker(self.security.clone(), told);
+        let cancel = self.cancel.clone();
+        self.tasks.spawn(async move {
+            let _ = cancel.run_until_cancelled(seeker.run()).await;
+        });
+    }
+
     /// Takes part in consensus as soon as the managers let this one in, where it does not yet.
     pub(super) fn join_managers(
         &mut self,
@@ -230,12 +242,12 @@ impl Running {
             security: self.security.clone(),
             membership: manager.membership(),
             gate: manager.gate(),
-            addresses: vec![host::joining_address(&self.config)],
+            addresses: host::said(&self.config),
             told: self
                 .config
-                .join_addr
-                .clone()
-                .into_iter()
+                .join_addrs
+                .iter()
+                .cloned()
                 .chain([via])
                 .collect(),
             known,
@@ -279,6 +291,8 @@ impl Running {
                 None => std::future::pending().await,
             }
         };
+        let retired = given_up(agent.notices(), manager.map(Manager::raft_id));
+        let mut retired = std::pin::pin!(retired);
         let mut running = std::pin::pin!(agent.run(cancel.clone()));
         let mut broken = std::pin::pin!(broken);
         let mut fenced = std::pin::pin!(fenced);
@@ -303,6 +317,7 @@ impl Running {
                     return Err(NodeError::Refused(format!("consensus stopped: {reason}")));
                 }
                 role = &mut other_role => return Ok(End::Role(role)),
+                () = &mut retired => return Ok(End::Retired),
                 order = self.leave.recv() => {
                     let Some(order) = order else { return Ok(End::Stopped) };
                     // The agent carries the order out: it has to go on meanwhile.
@@ -366,6 +381,14 @@ impl Running {
             }
             End::Role(role) => tracing::info!(%role, "this node goes on in another role"),
             End::Fenced => tracing::info!("this node goes on without consensus"),
+            End::Retired => {
+                let via = self.agent.status().borrow().manager_addr.clone();
+                let via = via.or_else(|| self.agent.last_managers().into_iter().next());
+                self.state.begin_anew(&via.unwrap_or_default())?;
+                tracing::warn!(
+                    "this manager was given up while it was away; its log is put aside, and it joins as a new member"
+                );
+            }
             End::Stopped => {}
         }
         Ok(end)
@@ -422,6 +445,22 @@ pub(super) async fn heed(
     };
     // Without an agent there is nobody to follow; the renewer goes on by its own clock.
     let _ = cancel.run_until_cancelled(follow).await;
+}
+
+/// Returns when a manager says that the member of this number was given up as a voter.
+async fn given_up(mut notices: Notices, id: Option<u64>) {
+    loop {
+        let node = notices
+            .borrow_and_update()
+            .clone()
+            .and_then(|m| m.node.clone());
+        if node.is_some_and(|node| Some(node.retired_raft_id) == id && node.retired_raft_id != 0) {
+            return;
+        }
+        if notices.changed().await.is_err() {
+            std::future::pending().await
+        }
+    }
 }
 
 /// Promoted or demoted: the role comes with the next certificate.

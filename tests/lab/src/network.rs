@@ -84,6 +84,20 @@ impl Host {
         .map(drop)
     }
 
+    /// Gives it another address in place of the one it has: what is connected to the old one hears nothing more of it.
+    pub fn readdress(&mut self, last: u8) -> Result<(), Error> {
+        let [a, b, c, _] = self.address.octets();
+        let new = Ipv4Addr::new(a, b, c, last);
+        let (namespace, old) = (&self.namespace, self.address);
+        let gateway = run_line(&format!("ip -n {namespace} route show default"))?;
+        let route = gateway.lines().next().unwrap_or_default().trim().to_owned();
+        run_line(&format!("ip -n {namespace} address del {old}/24 dev eth0"))?;
+        run_line(&format!("ip -n {namespace} address add {new}/24 dev eth0"))?;
+        run_line(&format!("ip -n {namespace} route replace {route}"))?;
+        self.address = new;
+        Ok(())
+    }
+
     /// Where its network namespace is mounted.
     pub fn netns_path(&self) -> PathBuf {
         PathBuf::from("/run/netns").join(&self.namespace)

@@ -112,6 +112,46 @@ impl Node {
         })
     }
 
+    /// Gives its host another address; from the next start on swarmd says that one.
+    pub fn readdress(&mut self, last: u8) -> Result<(), Error> {
+        let old = format!("{}:{REMOTE_API_PORT}", self.host.address);
+        self.host.readdress(last)?;
+        let new = format!("{}:{REMOTE_API_PORT}", self.host.address);
+        let mut says = false;
+        for argument in &mut self.arguments {
+            if says && *argument == old {
+                argument.clone_from(&new);
+            }
+            says = argument == "--advertise-remote-api";
+        }
+        Ok(())
+    }
+
+    /// From the next start on swarmd is told of these managers.
+    pub fn told_of(&mut self, managers: &str) {
+        let mut given = self.arguments.iter_mut();
+        match given.by_ref().find(|a| *a == "--join-addr") {
+            Some(_) => {
+                if let Some(value) = given.next() {
+                    managers.clone_into(value);
+                }
+            }
+            None => {
+                let flag = ["--join-addr", managers].map(str::to_owned);
+                self.arguments.extend(flag);
+            }
+        }
+    }
+
+    /// From the next start on swarmd says nothing of where it is: what the others see counts.
+    pub fn say_no_address(&mut self) {
+        let says = self.arguments.iter();
+        let at = says.clone().position(|a| a == "--advertise-remote-api");
+        if let Some(at) = at {
+            self.arguments.drain(at..at + 2);
+        }
+    }
+
     /// Sends a signal and waits until swarmd has ended; returns its exit code, None when a signal ended it.
     pub fn stop(&mut self, signal: Signal) -> Result<Option<i32>, Error> {
         let Some(mut child) = self.child.take() else {

@@ -233,6 +233,7 @@ fn register_change(object: u64, id: Id, ask: Ask, version: u64) -> Change {
             desired_role: node.desired_role,
             membership: node.membership,
             availability: node.availability,
+            addresses: Vec::new(),
         },
         Ask::Remove | Ask::Read => Change::RemoveNode {
             id: node.id,

@@ -92,6 +92,7 @@ impl Manager {
         let config = RaftConfig {
             id: self.id,
             member: member(self.id),
+            says: member(self.id).addresses,
             state_dir: PathBuf::from("/var/lib/swarmd"),
             disk: raft::Disk::Simulated(Arc::new(self.disk.mount(&process))),
             timing: Timing::default(),

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use swarm_proto::cluster::DEAD_MANAGER_GRACE;
 use swarm_proto::pb;
 
 use super::super::session::Session;
@@ -45,6 +46,16 @@ fn details(cluster: &pb::Cluster) -> Details {
             );
         });
     }
+    details.section("Managers", |details| {
+        let grace = spec.raft.as_ref();
+        let grace = grace.and_then(|raft| raft.dead_manager_grace.as_ref());
+        let shown = match grace {
+            None => span(Some(&wire(DEAD_MANAGER_GRACE))),
+            Some(none) if (none.seconds, none.nanos) == (0, 0) => "off".to_owned(),
+            Some(grace) => span(Some(grace)),
+        };
+        details.put("Given up as voters when dead for", shown);
+    });
     if let Some(dispatcher) = &spec.dispatcher {
         details.section("Dispatcher settings", |details| {
             details.put(
@@ -88,6 +99,7 @@ pub(super) struct Change {
     history: Option<i64>,
     expiry: Option<Duration>,
     heartbeat: Option<Duration>,
+    grace: Option<Duration>,
     autolock: Option<bool>,
 }
 
@@ -106,7 +118,13 @@ impl Change {
             flags.heartbeatperiod.as_ref(),
             &DURATION,
         );
+        let grace = problems.optional(
+            "--dead-manager-grace",
+            flags.dead_manager_grace.as_ref(),
+            &DURATION,
+        );
         let given = [
+            &flags.dead_manager_grace,
             &flags.taskhistory,
             &flags.certexpiry,
             &flags.heartbeatperiod,
@@ -114,13 +132,14 @@ impl Change {
         let rotates = flags.rotate_join_token.is_some() || flags.rotate_unlock_key;
         if given.iter().all(|text| text.is_none()) && flags.autolock.is_none() && !rotates {
             problems.push(
-                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod, --autolock, --rotate-join-token or --rotate-unlock-key",
+                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod, --dead-manager-grace, --autolock, --rotate-join-token or --rotate-unlock-key",
             );
         }
         problems.unless_any(Self {
             history,
             expiry,
             heartbeat,
+            grace,
             autolock: flags.autolock,
         })
     }
@@ -136,6 +155,9 @@ impl Change {
         }
         if let Some(heartbeat) = self.heartbeat {
             spec.dispatcher.get_or_insert_default().heartbeat_period = Some(wire(heartbeat));
+        }
+        if let Some(grace) = self.grace {
+            spec.raft.get_or_insert_default().dead_manager_grace = Some(wire(grace));
         }
         if let Some(autolock) = self.autolock {
             spec.encryption_config

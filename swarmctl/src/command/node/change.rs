@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use swarm_proto::node::{ADDRESSES_MAX, is_host_port};
 use swarm_proto::pb;
 use swarm_proto::pb::NodeRole;
 use swarm_proto::pb::node_spec::Availability;
 
 use super::super::session::{Failures, Session};
-use crate::cli::{RemoveNode, UpdateNode};
+use crate::cli::{DemoteNodes, RemoveNode, SetAddr, UpdateNode};
 use crate::client::Force;
 use crate::error::Error;
 use crate::resolve::{self, node_name};
@@ -53,7 +54,7 @@ pub(super) async fn each(
 ) -> Result<(), Error> {
     let mut failures = Failures::default();
     for name in names {
-        let changed = one(session, name, wanted).await;
+        let changed = one(session, name, wanted, Force::No).await;
         if let Some(line) = failures.note(changed) {
             session.print(&[line])?;
         }
@@ -61,14 +62,38 @@ pub(super) async fn each(
     failures.end()
 }
 
-async fn one(session: &mut Session<'_>, name: &str, wanted: Wanted) -> Result<String, Error> {
+/// Makes each of the nodes a worker; with force as [`each`] can't, after having said what that takes.
+pub(super) async fn demote(session: &mut Session<'_>, flags: &DemoteNodes) -> Result<(), Error> {
+    let mut failures = Failures::default();
+    for name in &flags.names.names {
+        let changed = match one(session, name, Wanted::Worker, Force::No).await {
+            Err(refused @ Error::Refused { .. }) if flags.force => {
+                session.remark(&format!("{refused}"))?;
+                session.remark("going on, as --force says")?;
+                one(session, name, Wanted::Worker, Force::Yes).await
+            }
+            changed => changed,
+        };
+        if let Some(line) = failures.note(changed) {
+            session.print(&[line])?;
+        }
+    }
+    failures.end()
+}
+
+async fn one(
+    session: &mut Session<'_>,
+    name: &str,
+    wanted: Wanted,
+    force: Force,
+) -> Result<String, Error> {
     let node = resolve::node(&mut session.client, name).await?;
     let (id, hostname) = (node.id.clone(), node_name(&node));
     let change = |spec: &mut pb::NodeSpec| {
         wanted.apply(spec);
         Ok(())
     };
-    match session.client.update_node(node, change).await? {
+    match session.client.update_node(node, force, change).await? {
         Some(_) => Ok(id),
         None => Err(Error::Rejected {
             what: format!("node {hostname}"),
@@ -148,7 +173,47 @@ pub(super) async fn update(
         }
         Ok(())
     };
-    if session.client.update_node(node, change).await?.is_none() {
+    let changed = session.client.update_node(node, Force::No, change);
+    if changed.await?.is_none() {
+        session.remark("no changes detected")?;
+    }
+    session.print(&[id])
+}
+
+/// Whether these can be a manager's addresses.
+pub(super) fn check_addresses(addresses: &[String]) -> Result<(), Error> {
+    let mut problems = Problems::default();
+    for address in addresses.iter().filter(|text| !is_host_port(text)) {
+        problems.push(format!(
+            "ADDR {address:?}: must be host:port, as in 10.0.0.1:4242"
+        ));
+    }
+    if addresses.len() > ADDRESSES_MAX {
+        let given = addresses.len();
+        problems.push(format!(
+            "ADDR: {given} are too many; say at most {ADDRESSES_MAX}"
+        ));
+    }
+    problems.unless_any(())
+}
+
+/// Says where a manager is reached.
+pub(super) async fn set_addresses(session: &mut Session<'_>, flags: &SetAddr) -> Result<(), Error> {
+    let node = resolve::node(&mut session.client, &flags.node).await?;
+    let (id, hostname) = (node.id.clone(), node_name(&node));
+    let change = |spec: &mut pb::NodeSpec| {
+        if spec.desired_role() != NodeRole::Manager {
+            return Err(Error::Rejected {
+                what: format!("node {hostname}"),
+                reason: "is a worker, and nobody connects to workers; `swarmctl node promote` makes it a manager"
+                    .to_owned(),
+            });
+        }
+        spec.manager_addresses.clone_from(&flags.addresses);
+        Ok(())
+    };
+    let changed = session.client.update_node(node, Force::No, change);
+    if changed.await?.is_none() {
         session.remark("no changes detected")?;
     }
     session.print(&[id])

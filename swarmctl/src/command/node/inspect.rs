@@ -11,7 +11,7 @@ use super::super::task;
 use crate::cli::InspectNode;
 use crate::error::Error;
 use crate::render::inspect::Details;
-use crate::render::{json, show};
+use crate::render::{json, show, time};
 use crate::resolve;
 
 pub(super) async fn run(
@@ -128,9 +128,21 @@ fn details(node: &pb::Node) -> Details {
     });
     if let Some(manager) = &node.manager_status {
         details.section("Manager status", |details| {
-            details.put("Address", manager.addr.as_str());
+            let all = match manager.addrs.is_empty() {
+                true => manager.addr.clone(),
+                false => manager.addrs.join(", "),
+            };
+            details.put("Address", all);
+            details.put("Address set by operator", spec.manager_addresses.join(", "));
             details.put("Raft status", manager.reachability().as_str_name());
             details.put("Leader", if manager.leader { "yes" } else { "no" });
+        });
+    }
+    if node.retired_at.is_some() {
+        details.section("Given up as a voter", |details| {
+            details.put("At", time::rfc3339(node.retired_at.as_ref()));
+            details.put("Reason", node.retired_reason.as_str());
+            details.put("Way back", "it joins the managers anew by itself once swarmd runs there and reaches one of them");
         });
     }
     if let Some(platform) = &description.platform {

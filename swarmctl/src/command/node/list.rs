@@ -128,7 +128,10 @@ pub(super) fn state(node: &pb::Node) -> State {
         .unwrap_or_default()
 }
 
-/// `REACHABLE *` for the leader; UNKNOWN for a node that should be a manager and has not joined Raft.
+/// Of a manager that was given up as a voter.
+const REMOVED: &str = "REMOVED";
+
+/// `REACHABLE *` for the leader; REMOVED for one that the leader gave up as a voter; UNKNOWN for a node that should be a manager and has not joined Raft.
 pub(super) fn manager_status(node: &pb::Node) -> String {
     let wanted = node
         .spec
@@ -140,6 +143,7 @@ pub(super) fn manager_status(node: &pb::Node) -> String {
             let mark = if status.leader { " *" } else { "" };
             format!("{}{mark}", status.reachability().as_str_name())
         }
+        (None, pb::NodeRole::Manager) if node.retired_at.is_some() => REMOVED.to_owned(),
         (None, pb::NodeRole::Manager) => Reachability::Unknown.as_str_name().to_owned(),
         (None, pb::NodeRole::Worker) => String::new(),
     }

@@ -40,6 +40,11 @@ pub(super) async fn run(
             let mut session = Session::open(target, environment, terminal).await?;
             change::update(&mut session, &flags, &labels).await
         }
+        Node::SetAddr(flags) => {
+            change::check_addresses(&flags.addresses)?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            change::set_addresses(&mut session, &flags).await
+        }
         Node::Leave { force } => {
             leave::run(
                 &mut Session::open(target, environment, terminal).await?,
@@ -67,9 +72,9 @@ pub(super) async fn run(
             let mut session = Session::open(target, environment, terminal).await?;
             change::each(&mut session, &names.names, change::Wanted::Manager).await
         }
-        Node::Demote(names) => {
+        Node::Demote(flags) => {
             let mut session = Session::open(target, environment, terminal).await?;
-            change::each(&mut session, &names.names, change::Wanted::Worker).await
+            change::demote(&mut session, &flags).await
         }
     }
 }

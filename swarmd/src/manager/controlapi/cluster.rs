@@ -152,6 +152,7 @@ mod tests {
             root_ca: pb::RootCa::default(),
             blacklist: std::collections::BTreeMap::new(),
             unlock_keys: Vec::new(),
+            managers: std::collections::BTreeMap::new(),
         }
     }
 

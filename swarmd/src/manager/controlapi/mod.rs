@@ -41,6 +41,9 @@ pub trait Managers: Send + Sync + std::fmt::Debug {
     /// # Errors
     /// The arithmetic, where they have not.
     fn may_go(&self, node: NodeId) -> Result<(), String>;
+
+    /// Those that vote and don't answer, with their numbers in consensus.
+    fn dead(&self) -> Vec<(NodeId, u64)>;
 }
 
 /// What tasks take of their nodes.

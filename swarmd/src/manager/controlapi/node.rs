@@ -12,7 +12,7 @@ use super::error::Error;
 use super::filter::{Common, any_of, has_labels};
 use super::{ControlApi, required, support, version_of};
 use crate::manager::convert;
-use crate::manager::store::{Change, Node, State};
+use crate::manager::store::{Change, Node, Retirement, State};
 
 /// A removed node's certificate stays refused this long past its longest possible life, as in
 /// SwarmKit.
@@ -51,7 +51,7 @@ impl ControlApi {
         };
         let nodes = state.nodes.values().filter(pass);
         Ok(pb::ListNodesResponse {
-            nodes: nodes.map(|n| self.with_manager_status(n)).collect(),
+            nodes: nodes.map(|n| self.with_manager_status(&state, n)).collect(),
         })
     }
 
@@ -64,7 +64,11 @@ impl ControlApi {
         let spec = required(request.spec, "spec")?;
         support::check_size("the node", &spec)?;
         let spec = NodeSpec::try_from(spec)?;
-        self.check_role(id, spec.desired_role)?;
+        let given_up = match self.check_role(id, spec.desired_role) {
+            Ok(()) => Vec::new(),
+            Err(_) if request.force => self.managers.dead(),
+            Err(refused) => return Err(refused),
+        };
         self.write(Change::UpdateNode {
             id,
             expected,
@@ -72,8 +76,21 @@ impl ControlApi {
             desired_role: spec.desired_role,
             membership: spec.membership,
             availability: spec.availability,
+            addresses: spec.manager_addresses,
         })
         .await?;
+        for (node, raft_id) in given_up.into_iter().filter(|(node, _)| *node != id) {
+            self.write(Change::SetRetirement {
+                node,
+                retirement: Some(Retirement {
+                    raft_id,
+                    at: self.store.time(&self.clock),
+                    reason: format!("it did not answer when node {id} was demoted with --force"),
+                    done: false,
+                }),
+            })
+            .await?;
+        }
         Ok(pb::UpdateNodeResponse {
             node: Some(self.node_wire(&self.store.view(), id)?),
         })
@@ -94,10 +111,27 @@ impl ControlApi {
             return Ok(());
         }
         self.managers.may_go(id).map_err(|arithmetic| {
+            let dead = self.managers.dead().into_iter();
+            let dead: Vec<String> = dead
+                .filter(|(node, _)| *node != id)
+                .map(|(node, _)| self.named(node))
+                .collect();
             Error::FailedPrecondition(format!(
-                "node {id}: can't demote it now: {arithmetic}; start the managers that are down first"
+                "node {id}: can't demote it now: {arithmetic}; start the managers that are down first, or say --force, \
+                 which gives them up as voters before: {}",
+                dead.join(", ")
             ))
         })
+    }
+
+    /// A node for people.
+    fn named(&self, id: NodeId) -> String {
+        let state = self.store.view();
+        let name = state.nodes.get(&id).map(|node| hostname(node));
+        match name.filter(|name| !name.is_empty()) {
+            Some(name) => format!("{name} ({id})"),
+            None => id.to_string(),
+        }
     }
 
     pub(super) async fn remove_node_by(
@@ -108,7 +142,11 @@ impl ControlApi {
         let state = self.store.view();
         let member = self.managers.status_of(id).is_some();
         let wanted = |n: &Arc<Node>| n.desired_role == pb::NodeRole::Manager;
-        if member || state.nodes.get(&id).is_some_and(wanted) {
+        let notes = state.cluster.as_ref().map(|cluster| &cluster.managers);
+        let retired = notes.and_then(|notes| notes.get(&id)?.retired.as_ref());
+        // One that was given up is a manager by name only.
+        let gone = retired.is_some_and(|retired| retired.done);
+        if member || (!gone && state.nodes.get(&id).is_some_and(wanted)) {
             return Err(Error::FailedPrecondition(format!(
                 "node {id} is a manager and a member of the Raft cluster; demote it to worker first"
             )));
@@ -136,15 +174,19 @@ impl ControlApi {
             kind: "node",
             name: id.to_string(),
         })?;
-        Ok(self.with_manager_status(node))
+        Ok(self.with_manager_status(state, node))
     }
 
     /// The manager's part of a node is known to Raft, not to the store.
-    fn with_manager_status(&self, node: &Node) -> pb::Node {
-        let mut wire = convert::node_to_wire(node);
+    fn with_manager_status(&self, state: &State, node: &Node) -> pb::Node {
+        let mut wire = convert::node_to_wire(node, state.cluster.as_deref());
         wire.manager_status = self.managers.status_of(node.id);
         let manager = pb::NodeRole::Manager;
-        if wire.manager_status.is_none() && (node.role, node.desired_role) == (manager, manager) {
+        let retired = wire.retired_at.is_some();
+        if !retired
+            && wire.manager_status.is_none()
+            && (node.role, node.desired_role) == (manager, manager)
+        {
             // It has not joined consensus yet, or was left behind by a recovery.
             wire.manager_status = Some(pb::ManagerStatus {
                 reachability: pb::raft_member_status::Reachability::Unreachable.into(),

@@ -22,6 +22,10 @@ use crate::manager::writer::Store;
 struct NoManagers;
 
 impl Managers for NoManagers {
+    fn dead(&self) -> Vec<(NodeId, u64)> {
+        Vec::new()
+    }
+
     fn status_of(&self, _: NodeId) -> Option<pb::ManagerStatus> {
         None
     }
@@ -268,6 +272,7 @@ async fn a_node_is_updated_and_removed_with_its_rules() {
     let mut spec = found.spec.unwrap();
     spec.availability = pb::node_spec::Availability::Drain.into();
     let update = pb::UpdateNodeRequest {
+        force: false,
         node_id: id.clone(),
         node_version: found.meta.unwrap().version,
         spec: Some(spec.clone()),
@@ -284,6 +289,7 @@ async fn a_node_is_updated_and_removed_with_its_rules() {
 
     spec.availability = 77;
     let unknown = pb::UpdateNodeRequest {
+        force: false,
         spec: Some(spec),
         ..update
     };
@@ -337,6 +343,7 @@ async fn join_tokens_rotate_each_by_itself_and_reads_hide_the_key() {
         },
         blacklist: BTreeMap::new(),
         unlock_keys: Vec::new(),
+        managers: std::collections::BTreeMap::new(),
     };
     seed(&store, Change::CreateCluster(Arc::new(cluster))).await;
     let list = Request::new(pb::ListClustersRequest::default());

@@ -271,7 +271,10 @@ impl Object<'_> {
     fn to_wire(self, renderer: &mut TaskRenderer<'_>) -> Wire {
         match self {
             Self::Cluster(cluster) => Wire::Cluster(convert::cluster_to_wire(cluster)),
-            Self::Node(node) => Wire::Node(convert::node_to_wire(node)),
+            Self::Node(node) => {
+                let cluster = renderer.state().cluster.as_deref();
+                Wire::Node(convert::node_to_wire(node, cluster))
+            }
             Self::Service(service) => Wire::Service(convert::service_to_wire(service)),
             Self::Task(task) => Wire::Task(renderer.render(task)),
         }

@@ -275,10 +275,14 @@ impl SessionStream {
 
     fn message(&self, managers: Vec<pb::WeightedPeer>) -> pb::SessionMessage {
         let state = self.term.store.view();
-        let root = state.cluster.as_ref().map(|c| c.root_ca.ca_cert.clone());
+        let cluster = state.cluster.as_deref();
+        let root = cluster.map(|c| c.root_ca.ca_cert.clone());
         pb::SessionMessage {
             session_id: self.session.id.clone(),
-            node: state.nodes.get(&self.node).map(|n| node_to_wire(n)),
+            node: state
+                .nodes
+                .get(&self.node)
+                .map(|n| node_to_wire(n, cluster)),
             managers,
             network_bootstrap_keys: Vec::new(),
             root_ca: root.unwrap_or_default(),

@@ -319,6 +319,7 @@ async fn a_session_makes_a_node_ready_and_hears_of_changes() {
         desired_role: pb::NodeRole::Manager,
         membership: pb::node_spec::Membership::Accepted,
         availability: pb::node_spec::Availability::Drain,
+        addresses: Vec::new(),
     };
     bed.write(vec![change]).await;
     let message = stream.message().await.unwrap().unwrap();

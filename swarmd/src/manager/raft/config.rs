@@ -16,6 +16,8 @@ pub struct RaftConfig {
     pub id: RaftId,
     /// This manager as the others are to know it.
     pub member: Member,
+    /// What it says from then on of where it is; an unspecified address is the one it calls from.
+    pub says: Vec<String>,
     /// Where `raft/` lies.
     pub state_dir: PathBuf,
     /// On which disk.

@@ -24,6 +24,7 @@ use super::dir::{DIR, is_present};
 use super::disk::Disk;
 use super::epoch::{Epoch, Stands};
 use super::error::StorageError;
+use super::whereabouts::Whereabouts;
 
 const EPOCH: &str = "epoch";
 const FENCED: &str = "fenced";
@@ -306,9 +307,9 @@ fn epoch_in(metadata: &MetadataMap) -> Result<Option<Epoch>, Status> {
         .ok_or_else(|| Status::invalid_argument(format!("{KEY}: is no epoch")))
 }
 
-/// Puts the epoch on every call; a fenced member makes none.
+/// Puts the epoch on every call, and where the caller is; a fenced member makes none.
 #[derive(Clone, Debug)]
-pub(crate) struct Stamp(pub(crate) Arc<Gate>);
+pub(crate) struct Stamp(pub(crate) Arc<Gate>, pub(crate) Arc<Whereabouts>);
 
 impl Interceptor for Stamp {
     fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
@@ -316,6 +317,7 @@ impl Interceptor for Stamp {
             return Err(Status::failed_precondition(fenced.to_string()));
         }
         put(request.metadata_mut(), self.0.epoch());
+        self.1.put(request.metadata_mut());
         Ok(request)
     }
 }
@@ -409,7 +411,7 @@ mod tests {
                 "{refused}"
             );
             assert_eq!(epoch_in(refused.metadata()).unwrap(), Some(second));
-            let mut stamp = Stamp(Arc::new(gate));
+            let mut stamp = Stamp(Arc::new(gate), Whereabouts::new(Vec::new()));
             stamp.call(Request::new(())).unwrap_err();
         }
     }

@@ -88,9 +88,8 @@ impl<M: Machine> Membership<M> {
     pub async fn add(&self, id: RaftId, member: Member) -> Result<(), MembershipError> {
         let known = self.status().members.get(&id).cloned();
         let voter = known.as_ref().is_some_and(|known| known.voter);
-        if known.as_ref().is_some_and(|known| known.member != member) {
-            let nodes = BTreeMap::from([(id, member.clone())]);
-            self.change(ChangeMembers::SetNodes(nodes)).await?;
+        if known.is_some() {
+            self.correct(id, member.clone()).await?;
         }
         if !voter {
             // Also for one that learns already: it must have caught up before a majority needs it.
@@ -100,6 +99,19 @@ impl<M: Machine> Membership<M> {
                 .await?;
         }
         Ok(())
+    }
+
+    /// Corrects the addresses of a member.
+    ///
+    /// # Errors
+    /// When this manager doesn't lead or another change is under way.
+    pub async fn correct(&self, id: RaftId, member: Member) -> Result<(), MembershipError> {
+        let known = self.status().members.get(&id).cloned();
+        if known.is_none_or(|known| known.member == member) {
+            return Ok(());
+        }
+        let nodes = BTreeMap::from([(id, member)]);
+        self.change(ChangeMembers::SetNodes(nodes)).await
     }
 
     /// Removes a member. Whether the rest keeps a majority is the caller's question.

@@ -8,7 +8,7 @@
 //!     snapshot.rs > snapshot_file.rs               sealed, streamed, replaced atomically
 //!     network.rs, server.rs, transfer.rs, wire.rs  the other managers
 //! node.rs         starts and stops all that; status.rs who leads and where it stands
-//! membership.rs   who takes part
+//! membership.rs   who takes part; whereabouts.rs where they say they are
 //! dir.rs          what lies on disk; encryption.rs how it is sealed, dek_file.rs, rotation.rs by which key
 //! disk.rs         real or simulated, as runtime.rs
 //! gate.rs         no message between the lives of a cluster (epoch.rs) gets through
@@ -48,6 +48,7 @@ mod state_machine;
 mod status;
 mod transfer;
 mod types;
+mod whereabouts;
 mod wire;
 
 #[cfg(test)]
@@ -73,3 +74,4 @@ pub use server::RaftService;
 pub use state_machine::{Machine, MachineError, Published};
 pub use status::{Leadership, MemberStatus, RaftStatus};
 pub use types::{Command, Member, RaftId};
+pub(crate) use whereabouts::{Heard, Whereabouts, is_unspecified, resolve};

@@ -2,8 +2,8 @@
 //!
 //! One [`Peer`] talks to one member. Log replication is a bidirectional stream: requests don't wait
 //! for responses, which come back in order. Connections come from a [`Dialer`], so that TLS is none
-//! of this module's business; a member has several addresses, and the next one is tried after a
-//! failure.
+//! of this module's business; a member has several addresses ([`Whereabouts`]), and the next one is
+//! tried after a failure.
 
 use std::fmt::Display;
 use std::future::Future;
@@ -31,6 +31,7 @@ use super::gate::{Gate, Stamp};
 use super::snapshot::SnapshotFile;
 use super::transfer;
 use super::types::{Member, RaftId, Snapshot, Types, Vote};
+use super::whereabouts::Whereabouts;
 use super::wire;
 
 /// Largest raft message, bytes: [`super::log_store::READ_BYTES`] and one entry beyond, with room.
@@ -53,15 +54,26 @@ pub(crate) struct Network {
     id: RaftId,
     dialer: Arc<dyn Dialer>,
     gate: Arc<Gate>,
+    whereabouts: Arc<Whereabouts>,
 }
 
 impl Network {
-    pub(crate) fn new(id: RaftId, dialer: Arc<dyn Dialer>, gate: Arc<Gate>) -> Self {
-        Self { id, dialer, gate }
+    pub(crate) fn new(
+        id: RaftId,
+        dialer: Arc<dyn Dialer>,
+        gate: Arc<Gate>,
+        whereabouts: Arc<Whereabouts>,
+    ) -> Self {
+        Self {
+            id,
+            dialer,
+            gate,
+            whereabouts,
+        }
     }
 }
 
-/// Every call says of which epoch it is.
+/// Every call says of which epoch it is, and where its sender is.
 type Client = RaftClient<InterceptedService<Line, Stamp>>;
 
 impl RaftNetworkFactory<Types> for Network {
@@ -74,8 +86,8 @@ impl RaftNetworkFactory<Types> for Network {
             member: member.clone(),
             dialer: Arc::clone(&self.dialer),
             gate: Arc::clone(&self.gate),
-            client: None,
-            next_address: 0,
+            whereabouts: Arc::clone(&self.whereabouts),
+            open: None,
             timeouts: 0,
         }
     }
@@ -88,29 +100,44 @@ pub(crate) struct Peer {
     member: Member,
     dialer: Arc<dyn Dialer>,
     gate: Arc<Gate>,
-    client: Option<Client>,
-    next_address: usize,
+    whereabouts: Arc<Whereabouts>,
+    open: Option<Open>,
     timeouts: u32,
+}
+
+/// A connection that was begun.
+struct Open {
+    address: String,
+    client: Client,
+    /// The member has answered over it.
+    proved: bool,
 }
 
 impl Peer {
     fn client(&mut self) -> Result<Client, RpcError> {
-        if let Some(client) = &self.client {
-            return Ok(client.clone());
+        let next = self.whereabouts.next(&self.member);
+        if let Some(open) = &self.open
+            && (open.proved || next.as_ref() == Some(&open.address))
+        {
+            return Ok(open.client.clone());
         }
-        let addresses = &self.member.addresses;
-        let address = addresses
-            .get(self.next_address % addresses.len().max(1))
-            .ok_or_else(|| unreachable(format!("manager {} has no address", self.target)))?;
-        let line = self
-            .dialer
-            .dial(&self.member, address)
-            .map_err(unreachable)?;
-        let stamp = Stamp(Arc::clone(&self.gate));
+        let address =
+            next.ok_or_else(|| unreachable(format!("manager {} has no address", self.target)))?;
+        let line = self.dialer.dial(&self.member, &address);
+        let line = line.map_err(|error| {
+            self.whereabouts.failed(&self.member, &address);
+            unreachable(error)
+        })?;
+        let stamp = Stamp(Arc::clone(&self.gate), Arc::clone(&self.whereabouts));
         let client = RaftClient::with_interceptor(line, stamp)
             .max_decoding_message_size(MAX_MESSAGE)
             .max_encoding_message_size(MAX_MESSAGE);
-        self.client = Some(client.clone());
+        self.timeouts = 0;
+        self.open = Some(Open {
+            address,
+            client: client.clone(),
+            proved: false,
+        });
         Ok(client)
     }
 
@@ -124,6 +151,7 @@ impl Peer {
         match tokio::time::timeout(limit, call).await {
             Ok(Ok(response)) => {
                 self.timeouts = 0;
+                self.proved(&response);
                 Ok(response.into_inner())
             }
             Ok(Err(status)) => {
@@ -133,7 +161,7 @@ impl Peer {
             }
             Err(_) => {
                 self.timeouts += 1;
-                if self.timeouts >= TIMEOUTS {
+                if self.timeouts >= TIMEOUTS || self.may_be_elsewhere() {
                     self.hang_up();
                 }
                 Err(self.timeout(action, limit))
@@ -151,11 +179,28 @@ impl Peer {
         wire::parse_vote_response(response).map_err(network)
     }
 
+    /// The member has answered: this is where it is.
+    fn proved<T>(&mut self, response: &tonic::Response<T>) {
+        if let Some(open) = &mut self.open {
+            open.proved = true;
+            let said = response.metadata();
+            self.whereabouts.answered(said, &self.member, &open.address);
+            self.whereabouts.worked(&self.member, &open.address);
+        }
+    }
+
+    /// There is another address, and nothing has come from this one yet: then it is not waited for as long.
+    fn may_be_elsewhere(&self) -> bool {
+        self.open.as_ref().is_some_and(|open| !open.proved)
+            && self.whereabouts.addresses(&self.member).len() > 1
+    }
+
     /// The next call dials the next address.
     fn hang_up(&mut self) {
-        self.client = None;
+        if let Some(open) = self.open.take() {
+            self.whereabouts.failed(&self.member, &open.address);
+        }
         self.timeouts = 0;
-        self.next_address = self.next_address.wrapping_add(1);
     }
 
     fn timeout(&self, action: RPCTypes, timeout: Duration) -> RpcError {

@@ -27,6 +27,7 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, Published, StateMachine};
 use super::status::{self, Leadership, RaftStatus, watch_leadership};
 use super::types::{Member, RaftId, Types};
+use super::whereabouts::Whereabouts;
 use crate::process;
 
 /// What to do when there is no state on disk.
@@ -65,6 +66,7 @@ pub struct RaftNode<M: Machine> {
     keys: RaftKeys,
     gate: Arc<Gate>,
     freshness: Arc<Freshness>,
+    whereabouts: Arc<Whereabouts>,
     closer: LogCloser,
     stop: CancellationToken,
     tasks: JoinSet<()>,
@@ -103,7 +105,8 @@ impl<M: Machine> RaftNode<M> {
         };
         let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
         let published = state_machine.published();
-        let network = Network::new(id, dialer, Arc::clone(&gate));
+        let whereabouts = Whereabouts::new(config.says);
+        let network = Network::new(id, dialer, Arc::clone(&gate), Arc::clone(&whereabouts));
         let raft = Raft::new(id, settings, network, dir.log, state_machine).await;
         let raft = raft.map_err(raft_error)?;
         let (leadership, leader) = watch::channel(Leadership::None);
@@ -115,11 +118,14 @@ impl<M: Machine> RaftNode<M> {
             keys,
             gate,
             freshness: Arc::default(),
+            whereabouts,
             closer,
             stop: CancellationToken::new(),
             tasks: JoinSet::new(),
         };
         node.spawn(watch_leadership(node.raft.clone(), leadership, published));
+        let (members, follow) = (Arc::clone(&node.whereabouts), node.membership());
+        node.spawn(follow.follow(move |now| members.members(&now)));
         node.spawn(take_snapshots(node.raft.clone(), wanted));
         node.spawn(stop_fenced(node.raft.clone(), Arc::clone(&node.gate)));
         if let Err(error) = node.begin(start, config.member).await {
@@ -162,8 +168,9 @@ impl<M: Machine> RaftNode<M> {
     /// The gRPC service for the other managers.
     pub fn service(&self) -> RaftService<M> {
         let snapshots = Arc::clone(&self.snapshots);
-        let heard = (self.gate.clone(), Arc::clone(&self.freshness));
-        RaftService::new(self.raft.clone(), self.id, snapshots, heard)
+        let keeps = (snapshots, self.gate.clone(), self.whereabouts());
+        let freshness = Arc::clone(&self.freshness);
+        RaftService::new(self.raft.clone(), self.id, keeps, freshness)
     }
 
     /// Whether this manager leads, and who else does.
@@ -198,6 +205,11 @@ impl<M: Machine> RaftNode<M> {
     /// Ends when this member hears that the cluster went on without it; consensus stops then.
     pub fn fenced(&self) -> impl Future<Output = Fenced> + Send + 'static {
         self.gate.until_fenced()
+    }
+
+    /// Where the members are.
+    pub(crate) fn whereabouts(&self) -> Arc<Whereabouts> {
+        Arc::clone(&self.whereabouts)
     }
 
     pub(crate) fn gate(&self) -> Arc<Gate> {

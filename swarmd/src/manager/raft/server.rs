@@ -1,5 +1,6 @@
-//! What the other managers call. Authorization (manager role only) is the layer in front.
+//! What the other managers call. Authorization (manager role only) is the layer in front, which also says who calls.
 
+use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::Arc;
 
@@ -20,7 +21,9 @@ use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, StateMachine};
 use super::transfer;
 use super::types::{LogId, RaftId, Snapshot, Types};
+use super::whereabouts::Whereabouts;
 use super::wire::{self, WireError};
+use crate::manager::authorize::{Caller, Who};
 
 /// The service `swarm.v1.Raft` of one manager.
 pub struct RaftService<M: Machine> {
@@ -29,14 +32,15 @@ pub struct RaftService<M: Machine> {
     snapshots: Arc<SnapshotStore>,
     gate: Arc<Gate>,
     freshness: Arc<Freshness>,
+    whereabouts: Arc<Whereabouts>,
 }
 
 impl<M: Machine> RaftService<M> {
     pub(crate) fn new(
         raft: Raft<Types, StateMachine<M>>,
         id: RaftId,
-        snapshots: Arc<SnapshotStore>,
-        (gate, freshness): (Arc<Gate>, Arc<Freshness>),
+        (snapshots, gate, whereabouts): (Arc<SnapshotStore>, Arc<Gate>, Arc<Whereabouts>),
+        freshness: Arc<Freshness>,
     ) -> Self {
         Self {
             raft,
@@ -44,6 +48,7 @@ impl<M: Machine> RaftService<M> {
             snapshots,
             gate,
             freshness,
+            whereabouts,
         }
     }
 
@@ -60,10 +65,35 @@ impl<M: Machine> RaftService<M> {
         request: Request<own::RaftVoteRequest>,
     ) -> Result<VoteRequest<Types>, Status> {
         self.gate.admit(request.metadata(), Sender::Anyone)?;
+        self.hear(&request);
         let request = request.into_inner();
         check_target(request.to, self.id)?;
         wire::parse_vote_request(request).map_err(invalid)
     }
+
+    /// Takes note of where the caller says it is: of one whose own certificate says who it is.
+    fn hear<T>(&self, request: &Request<T>) {
+        if let Ok(caller) = Caller::of(request)
+            && let Who::Node(node) = &caller.who
+            && caller.forwarded_by.is_none()
+        {
+            let node = node.node_id.to_string();
+            self.whereabouts
+                .called(request.metadata(), &node, remote(request));
+        }
+    }
+
+    /// An answer that says where this member is, and where it sees the caller.
+    fn answer<T>(&self, body: T, remote: Option<IpAddr>) -> Response<T> {
+        let mut response = Response::new(body);
+        self.whereabouts.answer(response.metadata_mut(), remote);
+        response
+    }
+}
+
+/// Where a call comes from.
+fn remote<T>(request: &Request<T>) -> Option<IpAddr> {
+    Some(Caller::of(request).ok()?.remote?.ip())
 }
 
 /// A message for another member must not be answered: its sender's idea of addresses is stale.
@@ -99,7 +129,9 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         // meant.
         if gate.epoch() != Epoch::NONE {
             gate.admit(&call, Sender::Leader)?;
+            self.hear(&requests);
         }
+        let remote = remote(&requests);
         // A bad request ends the stream, as a lost connection does; why goes to the log.
         let requests = requests.into_inner().map(move |request| {
             let request = request?;
@@ -128,25 +160,28 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
             .raft
             .stream_append(requests)
             .map(|result| result.map(wire::append_response).map_err(stopped));
-        Ok(Response::new(Box::pin(responses)))
+        let responses: Self::AppendStream = Box::pin(responses);
+        Ok(self.answer(responses, remote))
     }
 
     async fn vote(
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        let remote = remote(&request);
         let request = self.vote_request(request)?;
         let response = self.raft.vote(request).await.map_err(stopped)?;
-        Ok(Response::new(wire::vote_response(&response)))
+        Ok(self.answer(wire::vote_response(&response), remote))
     }
 
     async fn pre_vote(
         &self,
         request: Request<own::RaftVoteRequest>,
     ) -> Result<Response<own::RaftVoteResponse>, Status> {
+        let remote = remote(&request);
         let request = self.vote_request(request)?;
         let response = self.raft.pre_vote(request).await.map_err(stopped)?;
-        Ok(Response::new(wire::vote_response(&response)))
+        Ok(self.answer(wire::vote_response(&response), remote))
     }
 
     async fn snapshot(

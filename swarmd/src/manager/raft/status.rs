@@ -60,6 +60,8 @@ pub struct RaftStatus {
     pub purged: u64,
     /// Members, and whether they vote.
     pub members: BTreeMap<RaftId, MemberStatus>,
+    /// Who the members are is there to stay, as far as this manager knows: a majority has it.
+    pub settled: bool,
 }
 
 /// A member as this manager sees it.
@@ -99,6 +101,7 @@ pub(crate) fn read<M: Machine>(raft: &Raft<Types, StateMachine<M>>) -> RaftStatu
         (*id, status)
     });
     RaftStatus {
+        settled: *membership.log_id() <= metrics.last_applied,
         id: metrics.id,
         term: metrics.current_term,
         leader: metrics.current_leader,

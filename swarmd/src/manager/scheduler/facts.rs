@@ -32,6 +32,7 @@ pub(crate) fn spec(node: &Node) -> pb::NodeSpec {
         desired_role: node.desired_role.into(),
         membership: node.membership.into(),
         availability: node.availability.into(),
+        manager_addresses: Vec::new(),
     }
 }
 

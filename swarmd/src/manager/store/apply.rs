@@ -17,7 +17,7 @@ use swarm_proto::time::Timestamp;
 use super::change::{Change, Entry};
 use super::index::{Event, Txn};
 use super::state::{Meta, Node, Service, State, Text};
-use nodes::{check_role, create_node, remove_node, set_node_status, update_cluster};
+use nodes::{check_role, create_node, note_manager, remove_node, set_node_status, update_cluster};
 use services::{create_service, rollback_service, update_service};
 use tasks::{create_tasks, end_task, explain_task, place_task, report_status, set_desired};
 
@@ -154,6 +154,7 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             desired_role,
             membership,
             availability,
+            addresses,
         } => {
             let mut node = node(txn.state, *id)?;
             if node.meta.version != *expected {
@@ -166,6 +167,21 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             node.availability = *availability;
             node.meta = at.updated(node.meta);
             txn.put_node(node);
+            note_manager(txn, at, *id, |note| {
+                note.addresses = match desired_role {
+                    swarm_proto::pb::NodeRole::Manager => addresses.clone(),
+                    // Promoted again, it may be elsewhere.
+                    swarm_proto::pb::NodeRole::Worker => Vec::new(),
+                };
+            });
+            Ok(())
+        }
+        Change::SetRetirement {
+            node: id,
+            retirement,
+        } => {
+            node(txn.state, *id)?;
+            note_manager(txn, at, *id, |note| note.retired.clone_from(retirement));
             Ok(())
         }
         Change::SetNodeCertificate {
@@ -358,6 +374,7 @@ mod tests {
                 desired_role: pb::NodeRole::Worker,
                 membership: node.membership,
                 availability: node.availability,
+                addresses: Vec::new(),
             }
         };
         let first = demote(&state, 1);

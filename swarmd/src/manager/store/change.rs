@@ -14,7 +14,7 @@ use swarm_proto::service::ServiceSpec;
 use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
 
-use super::state::{Cluster, Container, Node, Text, Update};
+use super::state::{Cluster, Container, Node, Retirement, Text, Update};
 
 /// One log entry: changes applied in order, each taken or rejected by itself.
 #[derive(Debug, Clone, PartialEq)]
@@ -50,6 +50,15 @@ pub enum Change {
         membership: pb::node_spec::Membership,
         /// Availability.
         availability: pb::node_spec::Availability,
+        /// Where it is reached as a manager; empty leaves it to the manager.
+        addresses: Vec<String>,
+    },
+    /// Leader: whether a manager is given up as a voter.
+    SetRetirement {
+        /// Which node.
+        node: NodeId,
+        /// None takes it back.
+        retirement: Option<Retirement>,
     },
     /// CA: the certificate's part of a node.
     SetNodeCertificate {

@@ -165,6 +165,7 @@ fn change(change: &Change) -> Kind {
             desired_role,
             membership,
             availability,
+            addresses,
         } => Kind::UpdateNode(own::UpdateNode {
             id: id_bytes(*id),
             expected: *expected,
@@ -173,7 +174,12 @@ fn change(change: &Change) -> Kind {
                 desired_role: (*desired_role).into(),
                 membership: (*membership).into(),
                 availability: (*availability).into(),
+                manager_addresses: addresses.clone(),
             }),
+        }),
+        Change::SetRetirement { node, retirement } => Kind::SetRetirement(own::SetRetirement {
+            node: id_bytes(*node),
+            retirement: retirement.as_ref().map(record::retirement),
         }),
         Change::SetNodeCertificate {
             id,
@@ -372,8 +378,13 @@ fn change_of(wire: own::Change) -> Result<Change, DecodeError> {
                 membership: enum_of(spec.membership, "membership")?,
                 availability: enum_of(spec.availability, "availability")?,
                 annotations: spec.annotations.unwrap_or_default(),
+                addresses: spec.manager_addresses,
             }
         }
+        Kind::SetRetirement(s) => Change::SetRetirement {
+            node: id_of(&s.node, "node")?,
+            retirement: s.retirement.map(record::retirement_of),
+        },
         Kind::SetNodeCertificate(s) => Change::SetNodeCertificate {
             id: id_of(&s.id, "node")?,
             role: enum_of(s.role, "role")?,

@@ -30,5 +30,6 @@ pub use apply::{Applied, Rejected, apply, apply_one};
 pub use change::{Change, Entry, NewTask, Placement, Report};
 pub use index::Event;
 pub use state::{
-    Cluster, Container, Meta, Node, NodeStatus, Service, State, Status, Task, Text, Update, Usage,
+    Cluster, Container, ManagerNote, Meta, Node, NodeStatus, Retirement, Service, State, Status,
+    Task, Text, Update, Usage,
 };

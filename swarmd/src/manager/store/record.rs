@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use swarm_proto::id::NodeId;
 use swarm_proto::placement::Platform;
 use swarm_proto::resources::{Resources, generic_to_wire};
 use swarm_proto::time::Timestamp;
@@ -13,8 +14,8 @@ use super::codec::{
     spec_of, state_of, state_wire,
 };
 use super::state::{
-    Cluster, Container, Failure, Hold, Meta, Node, NodeStatus, Service, SpecVersion, Status, Task,
-    Text, Update,
+    Cluster, Container, Failure, Hold, ManagerNote, Meta, Node, NodeStatus, Retirement, Service,
+    SpecVersion, Status, Task, Text, Update,
 };
 
 fn meta(meta: Meta) -> own::MetaRecord {
@@ -46,6 +47,33 @@ pub(super) fn cluster(cluster: &Cluster) -> own::ClusterRecord {
         root_ca: Some(cluster.root_ca.clone()),
         blacklist: cluster.blacklist.iter().map(refused).collect(),
         unlock_keys: cluster.unlock_keys.clone(),
+        managers: cluster.managers.iter().map(manager).collect(),
+    }
+}
+
+fn manager((node, note): (&NodeId, &ManagerNote)) -> own::ManagerRecord {
+    own::ManagerRecord {
+        node: id_bytes(*node),
+        addresses: note.addresses.clone(),
+        retired: note.retired.as_ref().map(retirement),
+    }
+}
+
+pub(super) fn retirement(of: &Retirement) -> own::RetirementRecord {
+    own::RetirementRecord {
+        raft_id: of.raft_id,
+        at: of.at.0,
+        reason: of.reason.clone(),
+        done: of.done,
+    }
+}
+
+pub(super) fn retirement_of(wire: own::RetirementRecord) -> Retirement {
+    Retirement {
+        raft_id: wire.raft_id,
+        at: Timestamp(wire.at),
+        reason: wire.reason,
+        done: wire.done,
     }
 }
 
@@ -57,6 +85,14 @@ pub(super) fn cluster_of(wire: own::ClusterRecord) -> Result<Cluster, DecodeErro
             Timestamp(refused.until),
         );
     }
+    let mut managers = BTreeMap::new();
+    for manager in wire.managers {
+        let note = ManagerNote {
+            addresses: manager.addresses,
+            retired: manager.retired.map(retirement_of),
+        };
+        managers.insert(id_of(&manager.node, "manager")?, note);
+    }
     Ok(Cluster {
         id: id_of(&wire.id, "cluster")?,
         meta: meta_of(wire.meta),
@@ -64,6 +100,7 @@ pub(super) fn cluster_of(wire: own::ClusterRecord) -> Result<Cluster, DecodeErro
         root_ca: wire.root_ca.unwrap_or_default(),
         blacklist,
         unlock_keys: wire.unlock_keys,
+        managers,
     })
 }
 
@@ -81,6 +118,8 @@ pub(super) fn node(node: &Node) -> own::NodeRecord {
             desired_role: node.desired_role.into(),
             membership: node.membership.into(),
             availability: node.availability.into(),
+            // Kept in the cluster object.
+            manager_addresses: Vec::new(),
         }),
         role: node.role.into(),
         certificate: Some(node.certificate.clone()),

@@ -93,6 +93,30 @@ pub struct Cluster {
     pub blacklist: BTreeMap<NodeId, Timestamp>,
     /// Keys that unlock managers; empty without autolock.
     pub unlock_keys: Vec<pb::EncryptionKey>,
+    /// What is kept of managers besides their nodes; only where there is something.
+    pub managers: BTreeMap<NodeId, ManagerNote>,
+}
+
+/// What is kept of a manager besides its node.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct ManagerNote {
+    /// Operator: where it is reached; empty leaves it to the manager.
+    pub addresses: Vec<String>,
+    /// Leader: it is given up as a voter.
+    pub retired: Option<Retirement>,
+}
+
+/// A manager that is given up as a voter.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Retirement {
+    /// Its number in consensus.
+    pub raft_id: u64,
+    /// When that was decided.
+    pub at: Timestamp,
+    /// Why.
+    pub reason: String,
+    /// It is no member any more; until then that is only decided.
+    pub done: bool,
 }
 
 /// A node, from the moment a certificate was asked for it.
@@ -465,5 +489,14 @@ impl Cluster {
         set.and_then(duration_from_wire)
             .filter(|d| !d.is_zero())
             .unwrap_or(DEFAULT_CERT_EXPIRY)
+    }
+
+    /// How long a manager may be dead before it is given up as a voter; none for ever.
+    pub fn dead_manager_grace(&self) -> Option<Duration> {
+        let raft = self.spec.raft.as_ref();
+        let set = raft.and_then(|raft| raft.dead_manager_grace.as_ref());
+        let grace = set.and_then(duration_from_wire);
+        let grace = grace.unwrap_or(swarm_proto::cluster::DEAD_MANAGER_GRACE);
+        (!grace.is_zero()).then_some(grace)
     }
 }

@@ -141,6 +141,7 @@ pub(super) fn config(dir: &Path, id: u64) -> RaftConfig {
             node_id: format!("node-{id}"),
             addresses: Vec::new(),
         },
+        says: Vec::new(),
         state_dir: dir.to_owned(),
         disk: Disk::Real,
         timing: Timing::default(),

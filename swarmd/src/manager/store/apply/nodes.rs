@@ -12,7 +12,7 @@ use swarm_proto::time::Timestamp;
 use super::tasks::end_task;
 use super::{At, Rejected, node, out_of_sequence};
 use crate::manager::store::index::Txn;
-use crate::manager::store::state::{Cluster, Node, NodeStatus, State, Text};
+use crate::manager::store::state::{Cluster, ManagerNote, Node, NodeStatus, State, Text};
 
 pub(super) fn update_cluster(txn: &mut Txn<'_>, at: At, cluster: &Cluster) -> Result<(), Rejected> {
     let Some(old) = &txn.state.cluster else {
@@ -54,6 +54,29 @@ pub(super) fn create_node(txn: &mut Txn<'_>, at: At, node: &Node) -> Result<(), 
     node.meta = at.created();
     txn.put_node(node);
     Ok(())
+}
+
+/// Changes what is kept of a manager.
+pub(super) fn note_manager(
+    txn: &mut Txn<'_>,
+    at: At,
+    node: NodeId,
+    change: impl FnOnce(&mut ManagerNote),
+) {
+    let Some(old) = txn.state.cluster.clone() else {
+        return;
+    };
+    let mut note = old.managers.get(&node).cloned().unwrap_or_default();
+    change(&mut note);
+    let mut cluster = old.as_ref().clone();
+    match note == ManagerNote::default() {
+        true => drop(cluster.managers.remove(&node)),
+        false => drop(cluster.managers.insert(node, note)),
+    }
+    if cluster.managers != old.managers {
+        cluster.meta = at.updated(old.meta);
+        txn.put_cluster(cluster);
+    }
 }
 
 /// The last manager stays one. Whether the others are up, and a majority, is known to consensus.
@@ -147,6 +170,7 @@ pub(super) fn remove_node(
         let mut cluster = cluster.as_ref().clone();
         cluster.blacklist.insert(id, refused_until);
         cluster.blacklist.retain(|_, until| *until > at.now);
+        cluster.managers.remove(&id);
         cluster.meta = at.updated(cluster.meta);
         txn.put_cluster(cluster);
     }
