@@ -8,6 +8,7 @@
 mod e2e {
     mod ansible;
     mod autolock;
+    mod ca;
     mod certificates;
     mod chaos;
     mod debian;

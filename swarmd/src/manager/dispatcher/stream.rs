@@ -19,6 +19,7 @@ use super::Term;
 use super::assignments::{self, PART_BYTES, Sent};
 use super::router::{Interest, Registration};
 use super::sessions::Session;
+use crate::ca::roots;
 use crate::manager::convert::{TaskRenderer, node_to_wire};
 use crate::manager::store::State;
 
@@ -275,13 +276,13 @@ impl SessionStream {
 
     fn message(&self, managers: Vec<pb::WeightedPeer>) -> pb::SessionMessage {
         let state = self.term.store.view();
-        let root = state.cluster.as_ref().map(|c| c.root_ca.ca_cert.clone());
+        let roots = state.cluster.as_ref().map(|c| roots::trusted(&c.root_ca));
         pb::SessionMessage {
             session_id: self.session.id.clone(),
             node: state.nodes.get(&self.node).map(|n| node_to_wire(n)),
             managers,
             network_bootstrap_keys: Vec::new(),
-            root_ca: root.unwrap_or_default(),
+            root_ca: roots.unwrap_or_default(),
         }
     }
 }
