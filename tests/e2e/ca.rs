@@ -9,8 +9,7 @@ use harness::lab::eventually;
 use harness::lab::lab::available;
 use nix::sys::signal::Signal;
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, KeyPair};
-use swarmd::ca::{ExpiredCertificate, IdentityDir};
-use swarmd::clock::Clock;
+use swarmd::ca::NodeIdentity;
 
 use super::managers::{persist, wait_managers};
 
@@ -24,21 +23,28 @@ fn roots(cluster: &Cluster, name: &str) -> String {
 
 /// The certificates of all nodes are under this root alone, and all of them trust it alone.
 #[track_caller]
-fn wait_root(cluster: &Cluster, names: &[&str], root: &str) {
+pub(super) fn wait_root(cluster: &Cluster, names: &[&str], root: &str) {
     eventually("all nodes trust the new root alone", LIMIT, || {
-        let other = names
-            .iter()
-            .find(|name| roots(cluster, name).trim_end() != root);
-        other.map_or(Ok(()), |name| {
-            Err(format!("{name} trusts\n{}", roots(cluster, name)))
-        })
+        for name in names {
+            let trusted = roots(cluster, name);
+            if trusted.trim_end() != root {
+                return Err(format!("{name} trusts\n{trusted}"));
+            }
+            // Read only: the node writes there. Three files that change together may not fit for a moment.
+            let read = |file: &str| {
+                let path = cluster
+                    .node(name)
+                    .state_dir()
+                    .join("certificates")
+                    .join(file);
+                fs::read_to_string(path).map_err(|error| error.to_string())
+            };
+            let (cert, key) = (read("swarm-node.crt")?, read("swarm-node.key")?);
+            let identity = NodeIdentity::from_pem(&cert, &key, &trusted);
+            identity.map_err(|error| format!("{name}: {error}"))?;
+        }
+        Ok(())
     });
-    for name in names {
-        // Also checks that the certificate was issued by it, or by what it leads to.
-        let dir = IdentityDir::new(cluster.node(name).state_dir());
-        let identity = dir.load(Clock::real().now(), ExpiredCertificate::Refuse);
-        identity.unwrap().unwrap();
-    }
 }
 
 /// Starts a change of root, and returns the new root as it is under way.
@@ -81,7 +87,7 @@ fn containers(cluster: &Cluster, names: &[&str]) -> BTreeMap<String, String> {
 }
 
 /// A root of the operator's own, as files.
-fn own_root(dir: &std::path::Path) -> (PathBuf, PathBuf) {
+pub(super) fn own_root(dir: &std::path::Path) -> (PathBuf, PathBuf) {
     let key = KeyPair::generate().unwrap();
     let mut params = CertificateParams::default();
     params

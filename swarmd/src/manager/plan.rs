@@ -23,7 +23,7 @@ use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
 
 use super::orchestrator::{self, Work};
-use super::renewal;
+use super::renewal::{self, tls_info};
 use super::scheduler;
 use super::store::{Change, Event, NewTask, Node, Service, State, Task, apply_one};
 
@@ -101,11 +101,9 @@ impl Dirty {
         };
         self.certificates |= match (old, new) {
             (Some(old), Some(new)) => {
-                let about =
-                    |node: &Node| node.description.as_ref().and_then(|d| d.tls_info.clone());
                 old.status.state != new.status.state
                     || old.certificate != new.certificate
-                    || about(old) != about(new)
+                    || tls_info(old) != tls_info(new)
             }
             (None, _) | (_, None) => true,
         };

@@ -162,7 +162,8 @@ fn finished(cluster: &Cluster) -> Cluster {
     cluster
 }
 
-fn tls_info(node: &Node) -> Option<&pb::NodeTlsInfo> {
+/// Which certificate and roots a node uses, as it says.
+pub(super) fn tls_info(node: &Node) -> Option<&pb::NodeTlsInfo> {
     node.description.as_ref()?.tls_info.as_ref()
 }
 

@@ -1,5 +1,6 @@
 //! `swarmctl cluster ca`: the root certificate, and its replacement.
 
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime};
 
@@ -57,11 +58,17 @@ async fn read(what: &'static str, path: Option<&PathBuf>) -> Result<Vec<u8>, Err
     let Some(path) = path else {
         return Ok(Vec::new());
     };
-    tokio::fs::read(path).await.map_err(|error| {
-        let text = format!("{}: {error}", path.display());
-        let source = std::io::Error::new(error.kind(), text);
+    let failed = |kind, reason: &dyn std::fmt::Display| {
+        let text = format!("{}: {reason}", path.display());
+        let source = std::io::Error::new(kind, text);
         Error::Local { what, source }
-    })
+    };
+    match tokio::fs::read(path).await {
+        // Sent, it would ask for a root that the managers make.
+        Ok(content) if content.is_empty() => Err(failed(ErrorKind::InvalidData, &"it is empty")),
+        Ok(content) => Ok(content),
+        Err(error) => Err(failed(error.kind(), &error)),
+    }
 }
 
 pub(super) async fn run(

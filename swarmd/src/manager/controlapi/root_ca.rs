@@ -97,3 +97,106 @@ fn begin(cluster: &mut Cluster, next: &RootCa, now: Timestamp) -> Result<(), Err
 fn failed(reason: impl std::fmt::Display) -> Error {
     Error::FailedPrecondition(format!("cluster: can't change the root CA: {reason}"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::ca::testing::{NOW, TestCa};
+    use crate::ca::token::JoinToken;
+
+    fn cluster() -> Cluster {
+        let ca = TestCa::new(1);
+        let spec = pb::ClusterSpec {
+            ca_config: Some(pb::CaConfig::default()),
+            ..Default::default()
+        };
+        Cluster {
+            id: ca.cluster_id,
+            meta: Default::default(),
+            spec,
+            root_ca: pb::RootCa {
+                ca_cert: ca.root.cert_pem().into(),
+                ca_key: ca.root.key_pem().as_bytes().to_vec(),
+                ..Default::default()
+            },
+            blacklist: Default::default(),
+            unlock_keys: Vec::new(),
+        }
+    }
+
+    /// What the operator wants from now on.
+    fn set(cluster: &mut Cluster, force: u64, cert: &str, key: &str) -> Result<(), Error> {
+        let config = cluster.spec.ca_config.as_mut().unwrap();
+        config.force_rotate = force;
+        config.signing_ca_cert = cert.into();
+        config.signing_ca_key = key.into();
+        let done = decide(cluster, NOW);
+        let config = cluster.spec.ca_config.as_ref().unwrap();
+        assert!(config.signing_ca_cert.is_empty() && config.signing_ca_key.is_empty());
+        done
+    }
+
+    fn next(cluster: &Cluster) -> Option<String> {
+        let rotation = cluster.root_ca.root_rotation.as_ref()?;
+        Some(String::from_utf8(rotation.ca_cert.clone()).unwrap())
+    }
+
+    #[test]
+    fn a_change_begins_once_for_each_number() {
+        let mut cluster = cluster();
+        let present = cluster.root_ca.ca_cert.clone();
+        set(&mut cluster, 0, "", "").unwrap();
+        assert_eq!(next(&cluster), None);
+        set(&mut cluster, 1, "", "").unwrap();
+        let one = next(&cluster).unwrap();
+        let rotation = cluster.root_ca.root_rotation.clone().unwrap();
+        let tokens = rotation.join_tokens.unwrap();
+        for token in [tokens.worker, tokens.manager] {
+            let token: JoinToken = token.parse().unwrap();
+            assert_eq!(token.digest(), RootDigest::of(one.as_bytes()));
+        }
+        set(&mut cluster, 1, "", "").unwrap();
+        assert_eq!(next(&cluster).as_ref(), Some(&one), "an unrelated update");
+        set(&mut cluster, 2, "", "").unwrap();
+        assert_ne!(next(&cluster).unwrap(), one, "the next takes its place");
+        assert_eq!(cluster.root_ca.ca_cert, present);
+    }
+
+    #[test]
+    fn a_given_root_is_turned_to_and_the_present_one_takes_it_back() {
+        let mut cluster = cluster();
+        let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).unwrap();
+        let present = (
+            text(&cluster.root_ca.ca_cert),
+            text(&cluster.root_ca.ca_key),
+        );
+        let given = TestCa::new(1).root;
+        let key = given.key_pem();
+        set(&mut cluster, 0, given.cert_pem(), &key).unwrap();
+        let before = cluster.root_ca.clone();
+        set(&mut cluster, 0, given.cert_pem(), &key).unwrap();
+        assert_eq!(cluster.root_ca, before, "the same again changes nothing");
+        set(&mut cluster, 1, &present.0, &present.1).unwrap();
+        assert_eq!(next(&cluster), None);
+        assert_eq!(cluster.root_ca.last_forced_rotation, 1);
+    }
+
+    #[test]
+    fn what_can_not_be_the_root_is_refused_with_the_reason() {
+        let (ca, other) = (TestCa::new(1), TestCa::new(1));
+        let (cert, key) = (ca.root.cert_pem(), other.root.key_pem());
+        for (cert, key, reason) in [
+            ("", key.as_str(), "give signing_ca_cert too"),
+            (cert, "", "give signing_ca_key too"),
+            (cert, key.as_str(), "does not belong to"),
+            (cert, "words", "root key can't be used"),
+            ("words", key.as_str(), "signing_ca_cert: it can't be used"),
+        ] {
+            let mut cluster = cluster();
+            let before = cluster.root_ca.clone();
+            let error = set(&mut cluster, 1, cert, key).unwrap_err().to_string();
+            assert!(error.contains(reason), "{error}");
+            assert_eq!(cluster.root_ca, before);
+        }
+    }
+}

@@ -129,23 +129,23 @@ fn write(state: &mut State, changes: Vec<Change>) {
 fn outcome(state: &State, plan: &Plan) -> String {
     let mut words = Vec::new();
     for change in &plan.changes {
-        match change {
-            Change::AskRenewal { nodes } => {
-                let name = |id: &NodeId| {
-                    let bytes = id.to_bytes();
-                    String::from_utf8_lossy(&bytes)
-                        .trim_start_matches('\0')
-                        .to_owned()
-                };
-                let mut names: Vec<String> = nodes.iter().map(name).collect();
-                if names.len() > 5 {
-                    names = vec![format!("{} nodes", names.len())];
-                }
-                words.push(format!("ask {}", names.join(" ")));
-            }
-            Change::UpdateCluster(_) => words.push("over".to_owned()),
-            other => panic!("{other:?}"),
+        if let Change::UpdateCluster(_) = change {
+            words.push("over".to_owned());
+            continue;
         }
+        let Change::AskRenewal { nodes } = change else {
+            panic!("{change:?}");
+        };
+        let name = |id: &NodeId| {
+            let bytes = id.to_bytes();
+            let text = String::from_utf8_lossy(&bytes);
+            text.trim_start_matches('\0').to_owned()
+        };
+        let mut names: Vec<String> = nodes.iter().map(name).collect();
+        if names.len() > 5 {
+            names = vec![format!("{} nodes", names.len())];
+        }
+        words.push(format!("ask {}", names.join(" ")));
     }
     if let Some(at) = plan.wake_at {
         words.push(format!("look in {:?}", at.since(NOW)));
@@ -253,8 +253,10 @@ fn a_removed_node_is_not_waited_for() {
             refused_until: Timestamp::MAX,
         }],
     );
-    let mut dirty = Dirty::default();
-    dirty.certificates = true;
+    let dirty = Dirty {
+        certificates: true,
+        ..Dirty::default()
+    };
     let plan = pass(&state, &dirty, NOW, 1);
     assert_eq!(outcome(&state, &plan), "over");
 }
