@@ -10,6 +10,7 @@ mod e2e {
     mod ansible;
     mod autolock;
     mod autopilot;
+    mod ca;
     mod certificates;
     mod chaos;
     mod debian;

@@ -49,12 +49,13 @@ const STRANGERS: [(&str, &[&str]); 3] = [
 ];
 
 /// Deciding code: it takes the world as arguments.
-const PURE: [&str; 5] = [
+const PURE: [&str; 6] = [
     "agent-runtime/src/step",
     "swarmd/src/manager/orchestrator",
     "swarmd/src/manager/scheduler",
     "swarmd/src/manager/store/apply",
     "swarmd/src/manager/plan",
+    "swarmd/src/manager/renewal",
 ];
 /// What deciding code does not touch.
 const WORLD: [&str; 9] = [

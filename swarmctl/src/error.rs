@@ -117,10 +117,8 @@ pub(crate) enum Error {
     Unavailable,
     #[error("service {service} has not converged: {reason}")]
     NotConverged { service: String, reason: String },
-    #[error(
-        "interrupted; service {service} goes on, `swarmctl service ps {service}` shows how far it is"
-    )]
-    Interrupted { service: String },
+    #[error("interrupted; {what} goes on, `{look}` shows how far it is")]
+    Interrupted { what: String, look: String },
     #[error("{what}: {source}")]
     Local {
         what: &'static str,

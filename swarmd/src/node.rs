@@ -286,7 +286,7 @@ fn known_identity(
     }
     let known = dir.load(clock.now(), ExpiredCertificate::Refuse)?;
     if let (Some(identity), Some(join)) = (&known, &config.join)
-        && join.token.digest() != identity.root_digest()
+        && !dir.has_had_root(identity, join.token.digest())?
     {
         return Err(NodeError::Refused(format!(
             "--join-token: this node is in cluster {}, and the token is another cluster's; leave the join flags out \
@@ -674,16 +674,18 @@ async fn start(
     let mut tasks = JoinSet::new();
     let (known, managers) = watch::channel(agent.last_managers());
     let renew_now = Arc::new(Notify::new());
+    let (told_roots, roots) = watch::channel(String::new());
     tasks.spawn(heed(
         agent.notices(),
         (known, agent.status()),
-        (security.clone(), Arc::clone(&renew_now)),
+        (security.clone(), told_roots, Arc::clone(&renew_now)),
         cancel.clone(),
     ));
     let renewer = Renewer {
         security: security.clone(),
         dir,
         managers: managers.clone(),
+        roots,
         renew_now: Arc::clone(&renew_now),
     };
     tasks.spawn(renewer.run(cancel.clone()));

@@ -52,6 +52,7 @@ fn owner(change: &Change) -> Option<Owner> {
         | Change::CreateNode(_)
         | Change::UpdateNode { .. }
         | Change::SetNodeCertificate { .. }
+        | Change::AskRenewal { .. }
         | Change::SetNodeStatus { .. }
         | Change::CreateService { .. }
         | Change::UpdateService { .. }

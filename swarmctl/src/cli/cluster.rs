@@ -53,6 +53,17 @@ Examples:
   swarmctl cluster unlock
   swarmctl cluster unlock < /media/usb/swarm-key")]
     Unlock,
+    /// Print the cluster's root certificate, or replace it
+    #[command(after_help = "\
+Examples:
+  swarmctl cluster ca > root.pem
+  swarmctl cluster ca --rotate                    (a new root; every node gets a certificate under it)
+  swarmctl cluster ca --rotate --ca-cert root.pem --ca-key root.key --cert-expiry 720h
+
+Nodes trust the old root and the new one until each of them has a certificate under the new one; nothing is interrupted
+meanwhile. Nodes that are down hold that up: start them, or remove them. The join tokens are then replaced. Rotating again
+before that gives up the change under way for the new one; naming the present root takes it back.")]
+    Ca(Ca),
     /// Print the command that joins a host to the cluster
     #[command(after_help = "\
 Examples:
@@ -118,6 +129,28 @@ pub(crate) struct UpdateCluster {
         default_missing_value = "true"
     )]
     pub(crate) autolock: Option<bool>,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Ca {
+    /// Replace the root, and wait until every node has a certificate under the new one
+    #[arg(long)]
+    pub(crate) rotate: bool,
+    /// The new root certificate, in PEM [default: one is made]
+    #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_key")]
+    pub(crate) ca_cert: Option<std::path::PathBuf>,
+    /// Its key, in PEM
+    #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_cert")]
+    pub(crate) ca_key: Option<std::path::PathBuf>,
+    /// How long node certificates are valid from now on
+    #[arg(long, value_name = "DURATION", requires = "rotate")]
+    pub(crate) cert_expiry: Option<String>,
+    /// Don't wait
+    #[arg(short, long, requires = "rotate")]
+    pub(crate) detach: bool,
+    /// Don't show how far it is
+    #[arg(short, long)]
+    pub(crate) quiet: bool,
 }
 
 #[derive(Args, Debug)]

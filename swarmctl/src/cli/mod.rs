@@ -10,7 +10,7 @@ mod task;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
-pub(crate) use cluster::{Backup, Cluster, JoinRole, JoinToken, UnlockKey, UpdateCluster};
+pub(crate) use cluster::{Backup, Ca, Cluster, JoinRole, JoinToken, UnlockKey, UpdateCluster};
 pub(crate) use image::{Image, PullImage, RemoveImages};
 pub(crate) use node::{
     Availability, DemoteNodes, InspectNode, Node, RemoveNode, Role, SetAddr, UpdateNode,

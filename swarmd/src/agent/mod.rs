@@ -71,6 +71,9 @@ pub trait Connect: Send + Sync + std::fmt::Debug + 'static {
 
     /// Which certificates this node uses; managers follow rotations by it.
     fn tls_info(&self) -> Option<pb::NodeTlsInfo>;
+
+    /// Returns once it uses others than these. Cancel-safe.
+    async fn tls_differs(&self, from: Option<&pb::NodeTlsInfo>);
 }
 
 #[tonic::async_trait]
@@ -81,6 +84,15 @@ impl Connect for SecurityConfig {
 
     fn tls_info(&self) -> Option<pb::NodeTlsInfo> {
         Some(self.identity().tls_info())
+    }
+
+    async fn tls_differs(&self, from: Option<&pb::NodeTlsInfo>) {
+        let mut changes = self.changes();
+        while self.tls_info().as_ref() == from {
+            if changes.next().await.is_none() {
+                return std::future::pending().await;
+            }
+        }
     }
 }
 

@@ -36,6 +36,9 @@ const REGISTER_LIMIT: Duration = Duration::from_secs(10);
 const PERIOD_DEFAULT: Duration = Duration::from_secs(5);
 /// How often the node looks at itself (SwarmKit's).
 const DESCRIBE_PERIOD: Duration = Duration::from_secs(20);
+/// Pause before the node says that its certificate or its roots changed: in a change of root both do, one after the other,
+/// and managers bound how often a node may register.
+const TLS_PAUSE: Duration = Duration::from_secs(1);
 /// Largest message taken. A manager sends about 1 MiB; one task more has to fit.
 const MESSAGE_BYTES_MAX: usize = 16 << 20;
 
@@ -211,6 +214,13 @@ impl Session {
         let mut assignments = std::pin::pin!(assignments);
         let mut listen = std::pin::pin!(listen);
         let mut look_at = self.clock.monotonic().after(DESCRIBE_PERIOD);
+        let (connector, clock) = (Arc::clone(&self.connector), self.clock.clone());
+        let told = self.description.as_ref().and_then(|d| d.tls_info.clone());
+        let tls = async move {
+            connector.tls_differs(told.as_ref()).await;
+            clock.sleep(TLS_PAUSE).await;
+        };
+        let mut tls = std::pin::pin!(tls);
         loop {
             tokio::select! {
                 biased;
@@ -218,6 +228,7 @@ impl Session {
                 ended = &mut listen => return ended,
                 Some(message) = hears.recv() => self.heard(message).await,
                 ended = &mut assignments => return ended,
+                () = &mut tls => return Err(End::Changed),
                 () = self.clock.sleep_until(look_at) => {
                     self.look().await?;
                     look_at = self.clock.monotonic().after(DESCRIBE_PERIOD);

@@ -157,7 +157,7 @@ impl NodeCa for Service {
         };
         let status = Some(pb::IssuanceStatus {
             state: state.into(),
-            err: String::new(),
+            ..Default::default()
         });
         Ok(Response::new(pb::NodeCertificateStatusResponse {
             status,
@@ -533,6 +533,7 @@ async fn the_renewer_renews_stores_and_swaps() {
         security,
         dir: dir.clone(),
         managers: known,
+        roots: tokio::sync::watch::channel(String::new()).1,
         renew_now: Arc::clone(&wake),
     };
     let cancel = CancellationToken::new();

@@ -17,6 +17,8 @@ use swarm_proto::time::Timestamp;
 use zeroize::Zeroizing;
 
 use super::identity::{IdentityError, NodeIdentity};
+use super::root::RootDigest;
+use super::roots;
 use super::x509::{self, MAX_PEM_BYTES, PemProblem};
 use super::{PeerIdentity, Role};
 use crate::seal::{Envelope, Held, OpenError, Seal};
@@ -25,6 +27,11 @@ const DIR: &str = "certificates";
 const ROOT_CERT: &str = "swarm-root-ca.crt";
 const NODE_CERT: &str = "swarm-node.crt";
 const NODE_KEY: &str = "swarm-node.key";
+/// Digests of roots that were trusted once, a line each, oldest first: a join token that pins one of them was this
+/// cluster's, and a host's start command may go on naming it.
+const FORMER_ROOTS: &str = "swarm-root-ca.former";
+/// How many of them are kept: a token older than that many changes of root is forgotten.
+const FORMER_ROOTS_MAX: usize = 64;
 /// The first word of a node key's file that is sealed.
 const KEY_MAGIC: &str = "swarm-node-key-1";
 
@@ -351,12 +358,54 @@ impl IdentityDir {
         self.replace(ROOT_CERT, root_pem, 0o644)
     }
 
+    /// Writes other roots beside the same certificate, and notes those that are trusted no more.
+    ///
+    /// # Errors
+    /// [`StateFileError::Write`] or [`StateFileError::Read`].
+    pub(crate) fn change_roots(
+        &self,
+        before: &NodeIdentity,
+        root_pem: &str,
+    ) -> Result<(), StateFileError> {
+        let now = roots::digests(root_pem);
+        let known = self.read(FORMER_ROOTS)?.unwrap_or_default();
+        let mut former: Vec<String> = known.lines().map(str::to_owned).collect();
+        for gone in roots::digests(before.root_pem()) {
+            let line = gone.to_string();
+            if !now.contains(&gone) && !former.contains(&line) {
+                former.push(line);
+            }
+        }
+        former.drain(..former.len().saturating_sub(FORMER_ROOTS_MAX));
+        if !former.is_empty() {
+            let text: String = former.iter().map(|line| format!("{line}\n")).collect();
+            self.replace(FORMER_ROOTS, &text, 0o644)?;
+        }
+        self.store_root(root_pem)
+    }
+
+    /// Whether a join token is, or was, for the cluster of this identity.
+    ///
+    /// # Errors
+    /// [`StateFileError::Read`].
+    pub(crate) fn has_had_root(
+        &self,
+        identity: &NodeIdentity,
+        digest: RootDigest,
+    ) -> Result<bool, StateFileError> {
+        if roots::digests(identity.root_pem()).contains(&digest) {
+            return Ok(true);
+        }
+        let former = self.read(FORMER_ROOTS)?.unwrap_or_default();
+        Ok(former.lines().any(|line| line == digest.to_string()))
+    }
+
     /// Removes the identity, for a node that left its cluster. Absent files are fine.
     ///
     /// # Errors
     /// [`StateFileError::Write`].
     pub fn clear(&self) -> Result<(), StateFileError> {
-        for name in [NODE_KEY, NODE_CERT, ROOT_CERT] {
+        for name in [NODE_KEY, NODE_CERT, ROOT_CERT, FORMER_ROOTS] {
             for path in [self.dir.join(name), self.pending(name)] {
                 self.remove(&path)?;
             }

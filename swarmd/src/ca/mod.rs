@@ -7,6 +7,7 @@
 //! | file | is |
 //! |---|---|
 //! | `root` | the root CA: made, loaded, issues node certificates |
+//! | `roots` | changing the root: cross-signing, and texts with two roots |
 //! | `token` | `SWMTKN-1-…` join tokens and `SWMKEY-1-…` unlock keys |
 //! | `decide` | pure: may this request for a certificate be served, and as what |
 //! | `identity`, `keyfile` | a node's certificate, key and root, in memory and in the state directory |
@@ -34,6 +35,7 @@ pub mod incoming;
 pub mod keyfile;
 pub mod renewer;
 pub mod root;
+pub mod roots;
 mod slots;
 pub mod tls;
 pub mod token;

@@ -18,6 +18,7 @@ use super::connect;
 use super::connect_error::ConnectError;
 use super::identity::NodeIdentity;
 use super::keyfile::IdentityDir;
+use super::roots;
 use super::tls::SecurityConfig;
 
 /// First pause after a failed renewal, and the factor of the following ones; SwarmKit's.
@@ -35,13 +36,24 @@ pub struct Renewer {
     pub dir: IdentityDir,
     /// Managers to ask, host:port, as the node knows them now.
     pub managers: watch::Receiver<Vec<String>>,
+    /// Roots to trust, as managers tell them; empty before they do.
+    pub roots: watch::Receiver<String>,
     /// Wakes the loop to renew at once.
     pub renew_now: Arc<Notify>,
 }
 
+/// Whether this node trusts what the managers say.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Trust {
+    /// It does, or can't for a reason of its own disk.
+    AsTold,
+    /// Its certificate leads to none of these roots.
+    Unfit,
+}
+
 impl Renewer {
     /// Renews until cancelled.
-    pub async fn run(self, cancel: CancellationToken) {
+    pub async fn run(mut self, cancel: CancellationToken) {
         let clock = self.security.clock().clone();
         let mut failures = 0_u32;
         loop {
@@ -58,6 +70,13 @@ impl Renewer {
             tokio::select! {
                 biased;
                 () = cancel.cancelled() => return,
+                // First, so that a new certificate meets them.
+                Ok(()) = self.roots.changed() => {
+                    if let Trust::Unfit = self.change_roots(&identity).await {
+                        self.renew_now.notify_one();
+                    }
+                    continue;
+                }
                 () = self.renew_now.notified() => {}
                 () = wait => {}
             }
@@ -68,6 +87,7 @@ impl Renewer {
                     Ok(renewed) => {
                         failures = 0;
                         tracing::info!(role = %renewed.role(), not_after = %super::root::format_time(renewed.not_after()), "renewed the node certificate");
+                        self.change_roots(&renewed).await;
                     }
                     Err(error) => {
                         failures = failures.saturating_add(1);
@@ -76,6 +96,39 @@ impl Renewer {
                 },
             }
         }
+    }
+
+    /// Trusts what the managers say from now on. Not where the certificate in use leads to none of it: nobody would
+    /// take this node for one of the cluster then.
+    async fn change_roots(&mut self, identity: &NodeIdentity) -> Trust {
+        let told = self.roots.borrow_and_update().clone();
+        if told.is_empty() || told == identity.root_pem() {
+            return Trust::AsTold;
+        }
+        let changed = match identity.with_roots(&told) {
+            Ok(changed) => changed,
+            Err(error) => {
+                tracing::warn!(%error, "the cluster's root certificate is another one, and this node's certificate does not fit it; it is renewed");
+                return Trust::Unfit;
+            }
+        };
+        let (dir, before, after) = (self.dir.clone(), identity.clone(), changed.clone());
+        let stored =
+            tokio::task::spawn_blocking(move || dir.change_roots(&before, after.root_pem())).await;
+        let stored = stored
+            .map_err(|e| e.to_string())
+            .and_then(|s| s.map_err(|e| e.to_string()));
+        let used = stored.and_then(|()| self.security.update(changed).map_err(|e| e.to_string()));
+        match used {
+            Ok(()) => tracing::info!(
+                roots = roots::digests(&told).len(),
+                "the cluster's root certificate changes"
+            ),
+            Err(error) => {
+                tracing::error!(%error, "can't trust the cluster's new root certificate")
+            }
+        }
+        Trust::AsTold
     }
 
     async fn renew_once(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {

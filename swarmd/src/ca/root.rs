@@ -190,6 +190,22 @@ impl RootCa {
         Zeroizing::new(self.issuer.key().serialize_pem())
     }
 
+    /// What signs under this root.
+    pub(super) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
+    }
+
+    /// End of the certificate's validity.
+    pub(super) const fn not_after(&self) -> Timestamp {
+        self.not_after
+    }
+
+    /// DER of the public key.
+    #[must_use]
+    pub fn public_key(&self) -> Vec<u8> {
+        self.issuer.key().subject_public_key_info()
+    }
+
     /// What join tokens pin.
     #[must_use]
     pub const fn digest(&self) -> RootDigest {
@@ -238,7 +254,7 @@ impl RootCa {
             ExtendedKeyUsagePurpose::ClientAuth,
         ];
         params.use_authority_key_identifier_extension = true;
-        params.serial_number = Some(random_serial()?);
+        params.serial_number = Some(random_serial().ok_or(IssueError::Random)?);
         set_validity(&mut params, now, now.after(life).min(self.not_after));
         Ok(params.signed_by(&key, &self.issuer)?.pem())
     }
@@ -281,19 +297,18 @@ fn csr_public_key(csr_pem: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
     SubjectPublicKeyInfo::from_der(spki).map_err(IssueError::CsrKey)
 }
 
-fn random_serial() -> Result<SerialNumber, IssueError> {
+/// None only where the system has no randomness.
+pub(super) fn random_serial() -> Option<SerialNumber> {
     let mut serial = [0_u8; 16];
-    ring::rand::SystemRandom::new()
-        .fill(&mut serial)
-        .map_err(|_| IssueError::Random)?;
+    ring::rand::SystemRandom::new().fill(&mut serial).ok()?;
     // A serial number is positive and at most 20 octets (RFC 5280, 4.1.2.2).
     if let Some(first) = serial.first_mut() {
         *first = (*first & 0x7f) | 0x40;
     }
-    Ok(SerialNumber::from_slice(&serial))
+    Some(SerialNumber::from_slice(&serial))
 }
 
-fn set_validity(params: &mut CertificateParams, now: Timestamp, not_after: Timestamp) {
+pub(super) fn set_validity(params: &mut CertificateParams, now: Timestamp, not_after: Timestamp) {
     let epoch = rcgen::date_time_ymd(1970, 1, 1);
     let seconds =
         |t: Timestamp| Duration::from_secs(u64::try_from(t.0 / 1_000_000_000).unwrap_or(0));

@@ -130,26 +130,27 @@ pub(crate) fn facts(der: &[u8]) -> Result<Facts, SubjectError> {
 }
 
 /// The one of `roots` that `chain` (leaf first) leads to by signatures, time left out of account;
-/// `None` where there is none.
+/// `None` where there is none. Intermediates that are not needed are left out of account too: after a
+/// change of root a chain still has the one that led to the old root.
 pub(crate) fn issuing_root<'r>(
     chain: &[CertificateDer<'_>],
     roots: &'r [CertificateDer<'static>],
 ) -> Option<&'r CertificateDer<'static>> {
-    let certs = chain
-        .iter()
-        .map(|c| parse(c).ok())
-        .collect::<Option<Vec<_>>>()?;
-    for (child, issuer) in certs.iter().zip(certs.iter().skip(1)) {
-        if !signed_by(child, issuer) {
+    let mut child: Option<X509Certificate<'_>> = None;
+    for cert in chain {
+        let cert = parse(cert).ok()?;
+        if child.is_some_and(|child| !signed_by(&child, &cert)) {
             return None;
         }
+        let by = |root: &&CertificateDer<'_>| parse(root).is_ok_and(|root| signed_by(&cert, &root));
+        if let Some(root) = roots.iter().find(by) {
+            return Some(root);
+        }
+        child = Some(cert);
     }
-    let last = certs.last()?;
-    roots
-        .iter()
-        .find(|root| parse(root).is_ok_and(|root| signed_by(last, &root)))
+    None
 }
 
-fn signed_by(child: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
+pub(super) fn signed_by(child: &X509Certificate<'_>, issuer: &X509Certificate<'_>) -> bool {
     child.issuer() == issuer.subject() && child.verify_signature(Some(issuer.public_key())).is_ok()
 }

@@ -17,6 +17,7 @@ use super::autolock;
 use super::controlapi::{Error, Managers};
 use super::store::{Change, Cluster, Meta, Node, NodeStatus};
 use super::writer::Store;
+use crate::ca::roots::validity;
 use crate::ca::{
     ClusterTokens, IssueDecision, IssueRequest, NodeSubject, Role, RootCa, decide_issue,
 };
@@ -161,7 +162,7 @@ pub(crate) fn new_node(
     }
 }
 
-/// Signs, with the life that the cluster is set to.
+/// Signs, with the life that the cluster is set to; under the next root already while the root changes.
 pub(crate) fn sign(
     cluster: &Cluster,
     subject: &NodeSubject,
@@ -169,23 +170,32 @@ pub(crate) fn sign(
     clock: &Clock,
 ) -> Result<pb::Certificate, Status> {
     let text = |pem: &[u8]| String::from_utf8_lossy(pem).into_owned();
-    let root = RootCa::from_pem(
-        &text(&cluster.root_ca.ca_cert),
-        &text(&cluster.root_ca.ca_key),
-    )
-    .map_err(|e| Status::internal(e.to_string()))?;
-    let pem = root
+    let root = &cluster.root_ca;
+    let (cert, key, cross) = match &root.root_rotation {
+        Some(next) => (&next.ca_cert, &next.ca_key, &*next.cross_signed_ca_cert),
+        None => (&root.ca_cert, &root.ca_key, &[][..]),
+    };
+    let root = RootCa::from_pem(&text(cert), &text(key));
+    let root = root.map_err(|e| Status::internal(e.to_string()))?;
+    let mut pem = root
         .issue(csr, subject, cluster.node_cert_expiry(), clock.now())
         .map_err(|e| Status::invalid_argument(e.to_string()))?;
+    let (not_before, not_after) =
+        validity(&pem).map_err(|problem| Status::internal(problem.to_string()))?;
+    // Who knows the old root alone is led to it by this one.
+    pem.push_str(&text(cross));
     Ok(pb::Certificate {
         role: wire_role(subject.role).into(),
         csr: csr.to_vec(),
         status: Some(pb::IssuanceStatus {
             state: pb::issuance_status::State::Issued.into(),
-            err: String::new(),
+            ..Default::default()
         }),
         certificate: pem.into_bytes(),
         cn: subject.node_id.to_string(),
+        issuer_public_key: root.public_key(),
+        not_before: not_before.to_wire(),
+        not_after: not_after.to_wire(),
     })
 }
 

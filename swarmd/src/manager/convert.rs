@@ -333,6 +333,7 @@ pub fn cluster_to_wire(cluster: &Cluster) -> pb::Cluster {
                 .as_ref()
                 .map(|rotation| pb::RootRotation {
                     ca_key: Vec::new(),
+                    join_tokens: None,
                     ..rotation.clone()
                 }),
             last_forced_rotation: root.last_forced_rotation,

@@ -10,6 +10,7 @@
 //! - [`store`]: the state and the only ways to change it.
 //! - [`raft`]: the log; [`writer`]: the door to it.
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
+//! - `renewal`: part of it: which nodes renew their certificates, and when a new root has taken over.
 //! - [`controlapi`], [`caserver`]: requests become changes.
 //! - `stale`: reads without the leader, for who asks for them; `consensus_view`: how the managers are.
 //! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
@@ -39,6 +40,7 @@ mod orchestrator;
 pub mod plan;
 pub mod raft;
 pub(crate) mod recovery;
+pub(crate) mod renewal;
 mod roles;
 pub mod scheduler;
 pub(crate) mod seeking;

@@ -1,7 +1,7 @@
 //! One pass over the cluster: what is there, what should be there, and the changes between.
 //!
 //! ```text
-//! State + Dirty + now + seed ─ enforce ─ replicated ─ update ─ restart ─ reap ─ schedule ─► Plan
+//! State + Dirty + now + seed ─ enforce ─ replicated ─ update ─ restart ─ reap ─ schedule ─ renewal ─► Plan
 //! ```
 //!
 //! Each step reads a scratch state and tries its changes on it, so the next step sees them; the
@@ -23,6 +23,7 @@ use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
 
 use super::orchestrator::{self, Work};
+use super::renewal::{self, tls_info};
 use super::scheduler;
 use super::store::{Change, Event, NewTask, Node, Service, State, Task, apply_one};
 
@@ -54,6 +55,8 @@ pub struct Dirty {
     pub(crate) unplaced: BTreeSet<ServiceId>,
     /// A node may have room that it had not.
     pub(crate) room: bool,
+    /// The root CA, or something about a node's certificate.
+    pub(crate) certificates: bool,
 }
 
 impl Dirty {
@@ -76,6 +79,9 @@ impl Dirty {
             Event::Cluster { old, new } => {
                 let before = old.as_ref().and_then(|c| c.spec.orchestration.as_ref());
                 self.all |= before != new.spec.orchestration.as_ref();
+                self.certificates |= old.as_ref().is_none_or(|old| {
+                    old.root_ca != new.root_ca || old.spec.ca_config != new.spec.ca_config
+                });
             }
             Event::Node { old, new } => self.note_node(old.as_deref(), new.as_deref()),
             Event::Service { new, .. } => {
@@ -92,6 +98,14 @@ impl Dirty {
         let same = match (old, new) {
             (Some(old), Some(new)) => same_to_planners(old, new),
             (None, _) | (_, None) => false,
+        };
+        self.certificates |= match (old, new) {
+            (Some(old), Some(new)) => {
+                old.status.state != new.status.state
+                    || old.certificate != new.certificate
+                    || tls_info(old) != tls_info(new)
+            }
+            (None, _) | (_, None) => true,
         };
         if let Some(node) = new.or(old).filter(|_| !same) {
             self.nodes.insert(node.id);
@@ -152,6 +166,7 @@ pub fn pass(state: &State, dirty: &Dirty, now: Timestamp, seed: u64) -> Plan {
     }
     orchestrator::reap::plan_lost_nodes(&mut cx);
     scheduler::plan(&mut cx, dirty);
+    renewal::plan(&mut cx);
     cx.into_plan()
 }
 
@@ -384,6 +399,7 @@ fn estimate(change: &Change) -> usize {
         | Change::EndTasks { tasks, .. }
         | Change::OrphanTasks { tasks, .. }
         | Change::DeleteTasks { tasks } => OTHER + tasks.len() * ID,
+        Change::AskRenewal { nodes } => OTHER + nodes.len() * ID,
         Change::CreateCluster(_)
         | Change::UpdateCluster(_)
         | Change::CreateNode(_)

@@ -415,11 +415,12 @@ async fn late(clock: &Clock, cancel: &CancellationToken) {
 pub(super) async fn heed(
     mut notices: Notices,
     (managers, status): (watch::Sender<Vec<String>>, watch::Receiver<AgentStatus>),
-    (security, renew_now): (SecurityConfig, Arc<Notify>),
+    (security, told_roots, renew_now): (SecurityConfig, watch::Sender<String>, Arc<Notify>),
     cancel: CancellationToken,
 ) {
     // What the operator said stays: what managers say of themselves may lead nowhere from here.
     let told = managers.borrow().clone();
+    let mut asked = Vec::new();
     let follow = async {
         while notices.changed().await.is_ok() {
             let Some(message) = notices.borrow_and_update().clone() else {
@@ -433,12 +434,13 @@ pub(super) async fn heed(
                 }
             }
             managers.send_replace(addrs);
-            let status = message
-                .node
-                .as_ref()
-                .and_then(|n| n.certificate.as_ref()?.status.as_ref());
-            let rotate = status.is_some_and(|s| s.state() == pb::issuance_status::State::Rotate);
-            if rotate || asks_for_another_role(&message, &security) {
+            // Before a certificate is asked for that may be of the next root.
+            let roots = String::from_utf8_lossy(&message.root_ca);
+            if !roots.is_empty() && *told_roots.borrow() != roots {
+                told_roots.send_replace(roots.into_owned());
+            }
+            let is_asked = asks_to_renew(&message, &mut asked);
+            if is_asked || asks_for_another_role(&message, &security) {
                 renew_now.notify_one();
             }
         }
@@ -461,6 +463,21 @@ async fn given_up(mut notices: Notices, id: Option<u64>) {
             std::future::pending().await
         }
     }
+}
+
+/// The managers want another certificate in place of one; said again of the same one it is no news.
+fn asks_to_renew(message: &pb::SessionMessage, asked: &mut Vec<u8>) -> bool {
+    let certificate = message.node.as_ref().and_then(|n| n.certificate.as_ref());
+    let Some(certificate) = certificate else {
+        return false;
+    };
+    let status = certificate.status.as_ref();
+    let rotate = status.is_some_and(|s| s.state() == pb::issuance_status::State::Rotate);
+    if !rotate || *asked == certificate.certificate {
+        return false;
+    }
+    asked.clone_from(&certificate.certificate);
+    true
 }
 
 /// Promoted or demoted: the role comes with the next certificate.

@@ -1,6 +1,7 @@
 //! `swarmctl cluster …`.
 
 mod backup;
+mod ca;
 mod join_token;
 mod settings;
 pub(super) mod status;
@@ -54,6 +55,11 @@ pub(super) async fn run(
             backup::check(&flags)?;
             let mut session = Session::open(target, environment, terminal).await?;
             backup::run(&mut session, &flags).await
+        }
+        Cluster::Ca(flags) => {
+            let change = ca::Change::check(&flags).await?;
+            let mut session = Session::open(target, environment, terminal).await?;
+            ca::run(&mut session, &flags, &change).await
         }
         Cluster::JoinToken(flags) => {
             let mut session = Session::open(target, environment, terminal).await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use swarm_proto::amount::count;
 use swarm_proto::cluster::DEAD_MANAGER_GRACE;
 use swarm_proto::pb;
 
@@ -84,6 +85,10 @@ fn details(cluster: &pb::Cluster) -> Details {
     });
     if let Some(root) = &cluster.root_ca {
         details.put("Root CA digest", root.ca_cert_hash.as_str());
+        if let Some(rotation) = &root.root_rotation {
+            let left = count(rotation.waits_for.len() as u64, "node");
+            details.put("Root CA rotation", format!("under way, waits for {left}"));
+        }
         if let Some(tokens) = &root.join_tokens {
             details.section("Join tokens", |details| {
                 details.put("Worker", tokens.worker.as_str());

@@ -74,7 +74,7 @@ pub(super) async fn wait(
             Err(error) => {
                 lost((session, &painter), error, &mut lost_since)?;
                 if let Step::Interrupted = pause(session, &mut watch).await {
-                    return Err(Error::Interrupted { service: name });
+                    return Err(interrupted(&name));
                 }
                 continue;
             }
@@ -102,10 +102,17 @@ pub(super) async fn wait(
             return Err(timed_out(name, &seen, &tasks));
         }
         if let Step::Interrupted = pause(session, &mut watch).await {
-            return Err(Error::Interrupted { service: name });
+            return Err(interrupted(&name));
         }
     }
     Ok(())
+}
+
+fn interrupted(service: &str) -> Error {
+    Error::Interrupted {
+        what: format!("service {service}"),
+        look: format!("swarmctl service ps {service}"),
+    }
 }
 
 /// A manager that is gone for a moment ends no wait: what was asked for is in its log. The operator is told

@@ -208,6 +208,10 @@ impl Connect for Wire {
     fn tls_info(&self) -> Option<pb::NodeTlsInfo> {
         None
     }
+
+    async fn tls_differs(&self, _: Option<&pb::NodeTlsInfo>) {
+        std::future::pending().await
+    }
 }
 
 pub(super) struct Bed {

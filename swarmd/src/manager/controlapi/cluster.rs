@@ -7,18 +7,18 @@ use swarm_proto::{pb, unserved};
 
 use super::error::Error;
 use super::filter::Common;
-use super::{ControlApi, support, version_of};
+use super::{ControlApi, root_ca, support, version_of};
 use crate::ca::root::RootDigest;
 use crate::ca::token::JoinToken;
 use crate::manager::autolock::{self, Rotate};
-use crate::manager::convert;
-use crate::manager::store::{Change, Cluster};
+use crate::manager::store::{Change, Cluster, State};
+use crate::manager::{convert, renewal};
 
 impl ControlApi {
     pub(super) async fn get_cluster_by(&self, text: &str) -> Result<pb::GetClusterResponse, Error> {
-        let cluster = self.cluster(text).await?;
+        let state = self.store.read().await?;
         Ok(pb::GetClusterResponse {
-            cluster: Some(convert::cluster_to_wire(&cluster)),
+            cluster: Some(shown(&state, named(&state, text)?.as_ref())),
         })
     }
 
@@ -33,13 +33,13 @@ impl ControlApi {
             id_prefixes: &filters.id_prefixes,
             labels: Some(&filters.labels),
         };
-        let cluster = self.store.read().await?.cluster;
+        let state = self.store.read().await?;
         let pass = |c: &Arc<Cluster>| {
             let annotations = c.spec.annotations.clone().unwrap_or_default();
             common.pass(&c.id, &annotations.name, &annotations.labels)
         };
-        let clusters = cluster.iter().filter(|c| pass(c));
-        let clusters = clusters.map(|c| convert::cluster_to_wire(c)).collect();
+        let clusters = state.cluster.iter().filter(|c| pass(c));
+        let clusters = clusters.map(|c| shown(&state, c)).collect();
         Ok(pb::ListClustersResponse { clusters })
     }
 
@@ -48,37 +48,46 @@ impl ControlApi {
         request: pb::UpdateClusterRequest,
     ) -> Result<pb::UpdateClusterResponse, Error> {
         let expected = version_of(request.cluster_version.as_ref())?;
-        let old = self.cluster(&request.cluster_id).await?;
+        let old = named(&self.store.read().await?, &request.cluster_id)?;
         let mut cluster = old.as_ref().clone();
         cluster.meta.version = expected;
         if let Some(spec) = request.spec {
             support::check_size("the cluster", &spec)?;
             check_spec(&old, &spec)?;
             cluster.spec = spec;
+            root_ca::decide(&mut cluster, self.clock.now())?;
         }
         let rotation = request.rotation.unwrap_or_default();
         rotate_tokens(&mut cluster, &rotation)?;
         decide_unlock_key(&mut cluster, &rotation)?;
         self.write(Change::UpdateCluster(Arc::new(cluster))).await?;
         // The write is applied here: no barrier, which could fail where the write did not.
-        let written = self.store.view().cluster;
+        let state = self.store.view();
+        let written = state.cluster.as_ref();
         Ok(pb::UpdateClusterResponse {
-            cluster: written.map(|cluster| convert::cluster_to_wire(&cluster)),
+            cluster: written.map(|cluster| shown(&state, cluster)),
         })
     }
+}
 
-    async fn cluster(&self, text: &str) -> Result<Arc<Cluster>, Error> {
-        let cluster = self
-            .store
-            .read()
-            .await?
-            .cluster
-            .filter(|c| c.id.to_string() == text);
-        cluster.ok_or_else(|| Error::NotFound {
-            kind: "cluster",
-            name: text.to_owned(),
-        })
+fn named(state: &State, text: &str) -> Result<Arc<Cluster>, Error> {
+    let cluster = state.cluster.clone();
+    let cluster = cluster.filter(|c| c.id.to_string() == text);
+    cluster.ok_or_else(|| Error::NotFound {
+        kind: "cluster",
+        name: text.to_owned(),
+    })
+}
+
+/// The cluster without its secrets, with how far a change of its root is.
+fn shown(state: &State, cluster: &Cluster) -> pb::Cluster {
+    let mut wire = convert::cluster_to_wire(cluster);
+    let root = wire.root_ca.as_mut();
+    if let Some(rotation) = root.and_then(|root| root.root_rotation.as_mut()) {
+        let left = renewal::waits_for(state);
+        rotation.waits_for = left.iter().map(ToString::to_string).collect();
     }
+    wire
 }
 
 fn rotate_tokens(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Result<(), Error> {
@@ -117,19 +126,13 @@ fn decide_unlock_key(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Resul
 /// All that is wrong with a new cluster spec, and what this version does not serve.
 fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
     ClusterSpec::try_from(spec)?;
-    let ca = |spec: &pb::ClusterSpec| {
-        let ca = spec.ca_config.clone().unwrap_or_default();
-        (
-            ca.external_cas,
-            ca.signing_ca_cert,
-            ca.signing_ca_key,
-            ca.force_rotate,
-        )
+    let external = |spec: &pb::ClusterSpec| {
+        let ca = spec.ca_config.clone();
+        ca.unwrap_or_default().external_cas
     };
-    let (before, after) = (ca(&old.spec), ca(spec));
-    if before != after {
+    if external(&old.spec) != external(spec) {
         return Err(Error::Unimplemented(
-            "cluster: this version does not rotate the root CA or use external CAs".to_owned(),
+            "cluster: this version does not use external CAs".to_owned(),
         ));
     }
     let driver = spec

@@ -9,6 +9,7 @@ mod filter;
 mod image;
 mod node;
 
+mod root_ca;
 mod rpc;
 mod service;
 mod support;

@@ -19,6 +19,7 @@ use super::Term;
 use super::assignments::{self, PART_BYTES, Sent};
 use super::router::{Interest, Registration};
 use super::sessions::Session;
+use crate::ca::roots;
 use crate::manager::convert::{TaskRenderer, node_to_wire};
 use crate::manager::store::State;
 
@@ -276,7 +277,7 @@ impl SessionStream {
     fn message(&self, managers: Vec<pb::WeightedPeer>) -> pb::SessionMessage {
         let state = self.term.store.view();
         let cluster = state.cluster.as_deref();
-        let root = cluster.map(|c| c.root_ca.ca_cert.clone());
+        let roots = cluster.map(|c| roots::trusted(&c.root_ca));
         pb::SessionMessage {
             session_id: self.session.id.clone(),
             node: state
@@ -285,7 +286,7 @@ impl SessionStream {
                 .map(|n| node_to_wire(n, cluster)),
             managers,
             network_bootstrap_keys: Vec::new(),
-            root_ca: root.unwrap_or_default(),
+            root_ca: roots.unwrap_or_default(),
         }
     }
 }

@@ -17,7 +17,10 @@ use swarm_proto::time::Timestamp;
 use super::change::{Change, Entry};
 use super::index::{Event, Txn};
 use super::state::{Meta, Node, Service, State, Text};
-use nodes::{check_role, create_node, note_manager, remove_node, set_node_status, update_cluster};
+use nodes::{
+    ask_renewal, check_role, create_node, note_manager, remove_node, set_certificate,
+    set_node_status, update_cluster,
+};
 use services::{create_service, rollback_service, update_service};
 use tasks::{create_tasks, end_task, explain_task, place_task, report_status, set_desired};
 
@@ -188,12 +191,11 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             id,
             role,
             certificate,
-        } => {
-            let mut node = node(txn.state, *id)?;
-            node.role = *role;
-            node.certificate = certificate.as_ref().clone();
-            node.meta = at.updated(node.meta);
-            txn.put_node(node);
+        } => set_certificate(txn, at, (*id, *role), certificate),
+        Change::AskRenewal { nodes } => {
+            for id in nodes {
+                ask_renewal(txn, at, *id);
+            }
             Ok(())
         }
         Change::SetNodeStatus {

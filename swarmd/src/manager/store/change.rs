@@ -69,6 +69,11 @@ pub enum Change {
         /// Its certificate.
         certificate: Box<pb::Certificate>,
     },
+    /// Pass: these nodes are to renew their certificates. Nodes that are gone are left out.
+    AskRenewal {
+        /// Which nodes.
+        nodes: Vec<NodeId>,
+    },
     /// Dispatcher: whether a node is there.
     SetNodeStatus {
         /// Which node.

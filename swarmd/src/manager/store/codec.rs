@@ -190,6 +190,9 @@ fn change(change: &Change) -> Kind {
             role: (*role).into(),
             certificate: Some(certificate.as_ref().clone()),
         }),
+        Change::AskRenewal { nodes } => Kind::AskRenewal(own::AskRenewal {
+            nodes: nodes.iter().map(|id| id_bytes(*id)).collect(),
+        }),
         Change::SetNodeStatus {
             id,
             state,
@@ -389,6 +392,13 @@ fn change_of(wire: own::Change) -> Result<Change, DecodeError> {
             id: id_of(&s.id, "node")?,
             role: enum_of(s.role, "role")?,
             certificate: Box::new(present(s.certificate, "certificate")?),
+        },
+        Kind::AskRenewal(a) => Change::AskRenewal {
+            nodes: a
+                .nodes
+                .iter()
+                .map(|id| id_of(id, "node"))
+                .collect::<Result<_, _>>()?,
         },
         Kind::SetNodeStatus(s) => Change::SetNodeStatus {
             id: id_of(&s.id, "node")?,

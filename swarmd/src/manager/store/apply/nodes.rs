@@ -101,6 +101,34 @@ pub(super) fn check_role(
     })
 }
 
+pub(super) fn set_certificate(
+    txn: &mut Txn<'_>,
+    at: At,
+    (id, role): (NodeId, pb::NodeRole),
+    certificate: &pb::Certificate,
+) -> Result<(), Rejected> {
+    let mut node = node(txn.state, id)?;
+    // What nodes were asked lately is counted also when they have done it.
+    let asked_at = node.certificate.status.take().and_then(|s| s.asked_at);
+    node.role = role;
+    node.certificate = certificate.clone();
+    node.certificate.status.get_or_insert_default().asked_at = asked_at;
+    node.meta = at.updated(node.meta);
+    txn.put_node(node);
+    Ok(())
+}
+
+pub(super) fn ask_renewal(txn: &mut Txn<'_>, at: At, id: NodeId) {
+    let Ok(mut node) = node(txn.state, id) else {
+        return;
+    };
+    let status = node.certificate.status.get_or_insert_default();
+    status.set_state(pb::issuance_status::State::Rotate);
+    status.asked_at = at.now.to_wire();
+    node.meta = at.updated(node.meta);
+    txn.put_node(node);
+}
+
 pub(super) fn set_node_status(
     txn: &mut Txn<'_>,
     at: At,
