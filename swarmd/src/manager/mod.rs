@@ -303,6 +303,7 @@ impl Manager {
     /// Keeps this manager's files sealed as the cluster wants.
     pub(crate) fn keeper(&self, seal: Seal, dir: IdentityDir, renew_now: Arc<Notify>) -> Keeper {
         Keeper {
+            state_dir: self.state_dir.clone(),
             seal,
             dir,
             keys: self.raft.keys(),

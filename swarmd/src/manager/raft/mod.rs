@@ -65,7 +65,9 @@ pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
 pub(crate) use offline::{Kind, Survey, Surveyed, SurveyedEntry};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
-pub(crate) use rebuild::{Rebuilt, forget, is_forced, put_in_place, settle};
+pub(crate) use rebuild::{
+    Rebuilt, forget, forget_replaced, is_forced, put_in_place, settle,
+};
 pub(crate) use rotation::RaftKeys;
 pub(crate) use server::FencedService;
 pub use server::RaftService;
