@@ -90,7 +90,7 @@ impl Service for Operator {
         let read = store.read().await;
         read.map_err(crate::manager::controlapi::Error::from)?;
         let now = self.security.clock().now();
-        Ok(Response::new(backups.backup(now)?))
+        Ok(Response::new(backups.backup(now).await?))
     }
 
     async fn explain_task(

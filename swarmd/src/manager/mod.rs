@@ -240,7 +240,8 @@ impl Manager {
     /// What backups are made of.
     pub(crate) fn backups(&self) -> backup::Source {
         let membership = self.raft.membership();
-        backup::Source::new(self.raft.published(), membership, self.raft.epoch())
+        let place = (self.raft.epoch(), self.state_dir.join(raft::DIR));
+        backup::Source::new(self.raft.published(), membership, place)
     }
 
     /// Sends on what the leader answers, while this manager is not it.

@@ -51,7 +51,7 @@ impl std::fmt::Display for Fenced {
             "this manager is fenced: the cluster was recovered without it (epoch {by}, and this manager is of epoch \
              {own}), so it takes no part in consensus any more. Run `swarmd leave --force` here and join again, or \
              `swarmctl node demote` and then `promote` it on a manager of the recovered cluster, which keeps its tasks; \
-             if this one is the state to go on with instead, start it with --force-new-cluster"
+             if this one is the state to go on with instead, start it once with --force-new-cluster={by}"
         )
     }
 }

@@ -58,16 +58,14 @@ pub(crate) use dir::{DIR, check_key};
 pub use disk::{Disk, SimulatedDisk, SimulatedFile};
 pub use epoch::Epoch;
 pub use error::StorageError;
-pub(crate) use former::{Former, read as read_former, write as write_former};
+pub(crate) use former::{Former, left_behind, read as read_former, write as write_former};
 pub use gate::Fenced;
 pub(crate) use gate::{Gate, Sender, put as put_epoch};
 pub use membership::{Membership, MembershipError};
 pub use node::{RaftNode, Start, StartError};
-pub(crate) use offline::{Kind, Survey, Surveyed, SurveyedEntry};
+pub(crate) use offline::{Kind, Offline, Survey, Surveyed, SurveyedEntry};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};
-pub(crate) use rebuild::{
-    Rebuilt, forget, forget_replaced, is_forced, put_in_place, settle,
-};
+pub(crate) use rebuild::{Rebuilt, forget, forget_replaced, is_forced, put_in_place, settle};
 pub(crate) use rotation::RaftKeys;
 pub(crate) use server::FencedService;
 pub use server::RaftService;
