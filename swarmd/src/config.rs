@@ -94,6 +94,9 @@ pub enum Command {
         /// Only check the file to its end, and say what it is of
         #[arg(long)]
         check: bool,
+        /// Only show the unlock key of the time of the backup, which opens what is restored from it
+        #[arg(long, conflicts_with = "check")]
+        show_unlock_key: bool,
     },
     /// Look into the log of a manager that does not run
     #[command(subcommand)]
@@ -114,10 +117,12 @@ const RESTORE_HELP: &str = "\
 Examples:
   swarmd restore cluster.backup --state-dir /var/lib/swarmd --advertise-remote-api 10.0.0.9:4242
   swarmd restore --check cluster.backup
+  swarmd restore --show-unlock-key cluster.backup
 
 The state directory must be empty. This host becomes a new node, a manager with a certificate of the cluster's own CA; all
 nodes, services and tasks of the backup are there, and workers that reach this host keep their containers. Managers of the
-backup are none any more: they are told so where they can be reached, and join again after `swarmd leave --force`.";
+backup are none any more: they are told so where they can be reached, and join again after `swarmd leave --force`. With
+autolock this host is locked when it starts, and the unlock key of the time of the backup opens it.";
 
 /// What `swarmd raft` does.
 #[derive(Debug, Subcommand)]
