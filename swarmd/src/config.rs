@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 use serde::Deserialize;
 
 use crate::ca::token::{JoinToken, UnlockKey};
+use crate::manager::raft::Epoch;
 
 /// SwarmKit's port.
 pub const DEFAULT_PORT: u16 = 4242;
@@ -93,6 +94,9 @@ pub enum Command {
         /// Only check the file to its end, and say what it is of
         #[arg(long)]
         check: bool,
+        /// Only show the unlock key of the time of the backup, which opens what is restored from it
+        #[arg(long, conflicts_with = "check")]
+        show_unlock_key: bool,
     },
     /// Look into the log of a manager that does not run
     #[command(subcommand)]
@@ -113,10 +117,12 @@ const RESTORE_HELP: &str = "\
 Examples:
   swarmd restore cluster.backup --state-dir /var/lib/swarmd --advertise-remote-api 10.0.0.9:4242
   swarmd restore --check cluster.backup
+  swarmd restore --show-unlock-key cluster.backup
 
 The state directory must be empty. This host becomes a new node, a manager with a certificate of the cluster's own CA; all
 nodes, services and tasks of the backup are there, and workers that reach this host keep their containers. Managers of the
-backup are none any more: they are told so where they can be reached, and join again after `swarmd leave --force`.";
+backup are none any more: they are told so where they can be reached, and join again after `swarmd leave --force`. With
+autolock this host is locked when it starts, and the unlock key of the time of the backup opens it.";
 
 /// What `swarmd raft` does.
 #[derive(Debug, Subcommand)]
@@ -221,10 +227,18 @@ struct Settings {
     #[arg(long, env = "SWARMD_JOIN_ADDR", value_name = "ADDRS")]
     join_addr: Option<String>,
     /// Go on with this manager alone, from all that its log holds: for a cluster that lost the majority of its managers.
-    /// Also gives a manager whose certificate has expired a new one. For one start; the other managers are fenced
-    #[arg(long, env = "SWARMD_FORCE_NEW_CLUSTER")]
-    #[serde(default)]
-    force_new_cluster: bool,
+    /// Also gives a manager whose certificate has expired a new one. For one start; the other managers are fenced. A manager
+    /// that is fenced itself, or was told this before, needs the epoch that is to end with it, as its log names it
+    #[arg(
+        long,
+        env = "SWARMD_FORCE_NEW_CLUSTER",
+        value_name = "EPOCH",
+        num_args = 0..=1,
+        require_equals = true,
+        default_missing_value = "true"
+    )]
+    #[serde(default, deserialize_with = "flag_or_epoch")]
+    force_new_cluster: Option<String>,
     /// Where a cluster is founded: lock its managers, so that each needs the unlock key when it starts; later:
     /// `swarmctl cluster update --autolock`
     #[arg(long, env = "SWARMD_AUTOLOCK")]
@@ -345,6 +359,29 @@ struct Settings {
     election_tick: Option<String>,
 }
 
+/// In a file it is a flag, or the text of an epoch, which may be a bare number.
+fn flag_or_epoch<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Option<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged)]
+    enum Given {
+        Flag(bool),
+        Number(u64),
+        Text(String),
+    }
+    Ok(Some(match Given::deserialize(from)? {
+        Given::Flag(flag) => flag.to_string(),
+        Given::Number(number) => number.to_string(),
+        Given::Text(text) => text,
+    }))
+}
+
+/// An order to go on with this manager alone.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct ForceNewCluster {
+    /// The epoch that is to end with it, where one is named.
+    pub ends: Option<Epoch>,
+}
+
 /// Valid settings.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -359,8 +396,8 @@ pub struct Config {
     /// The managers to join through, also when no token was given: a node that has its certificate
     /// needs none.
     pub join_addrs: Vec<String>,
-    /// A manager gives itself a new certificate.
-    pub force_new_cluster: bool,
+    /// This manager goes on alone, and gives itself a new certificate.
+    pub force_new_cluster: Option<ForceNewCluster>,
     /// A cluster that is founded has locked managers.
     pub autolock: bool,
     /// What unlocks this manager.
@@ -485,7 +522,7 @@ impl Settings {
             join_token: token(self.join_token, other.join_token),
             join_token_file: token(self.join_token_file, other.join_token_file),
             join_addr: self.join_addr.or(other.join_addr),
-            force_new_cluster: self.force_new_cluster || other.force_new_cluster,
+            force_new_cluster: self.force_new_cluster.or(other.force_new_cluster),
             autolock: self.autolock || other.autolock,
             unlock_key: key(self.unlock_key, other.unlock_key),
             unlock_key_file: key(self.unlock_key_file, other.unlock_key_file),

@@ -86,9 +86,14 @@ fn act(cli: &Cli) -> ExitCode {
             true => Ok(()),
             false => return ExitCode::FAILURE,
         },
-        Some(Command::Restore { file, check }) => match check {
-            true => restore::check(file).map(said).map_err(Into::into),
-            false => runtime.block_on(restored(file, &config)),
+        Some(Command::Restore {
+            file,
+            check,
+            show_unlock_key,
+        }) => match (check, show_unlock_key) {
+            (true, _) => restore::check(file).map(said).map_err(Into::into),
+            (_, true) => restore::show_unlock_key(file).map(said).map_err(Into::into),
+            (false, false) => runtime.block_on(restored(file, &config)),
         },
         Some(Command::Raft(RaftCommand::Dump(what))) => {
             match dump::run(&config.state_dir, config.unlock_key.as_ref(), what) {

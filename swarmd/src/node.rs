@@ -12,6 +12,7 @@
 //! Stopping (also by a crash) leaves containers running (promise P8). Leaving is another thing: an
 //! order over the control socket that empties the node.
 
+mod forced;
 mod locked;
 mod running;
 
@@ -43,6 +44,7 @@ use crate::seal::{Seal, Sealing};
 use crate::state_dir::StateDir;
 use crate::worker_api::{self, AskManager};
 use crate::{executors, host, service_manager};
+use forced::{force_new_cluster, start_anew};
 use locked::Lock;
 use running::{End, Running, heed};
 
@@ -129,7 +131,7 @@ pub async fn run(mut config: Config, cancel: CancellationToken) -> Result<(), No
             End::Role(_) | End::Fenced | End::Retired | End::Stopped | End::Left => return Ok(()),
         }
         // An order is carried out once.
-        config.force_new_cluster = false;
+        config.force_new_cluster = None;
     }
 }
 
@@ -175,7 +177,7 @@ async fn run_once(
         Known::Identity(identity) if identity.role() == Role::Worker => {
             run_worker(site, socket, identity).await
         }
-        Known::Identity(identity) if !site.config.force_new_cluster => {
+        Known::Identity(identity) if site.config.force_new_cluster.is_none() => {
             let gate = Gate::of_state_dir(site.state.path())?;
             match gate.and_then(|gate| Some((gate.fenced()?, gate))) {
                 Some(fenced) => run_fenced(site, socket, identity, fenced).await,
@@ -267,7 +269,7 @@ fn known_identity(
     dir: &IdentityDir,
     clock: &Clock,
 ) -> Result<Option<NodeIdentity>, NodeError> {
-    if config.force_new_cluster {
+    if config.force_new_cluster.is_some() {
         let known = dir.load(clock.now(), ExpiredCertificate::Allow)?;
         if known.as_ref().is_some_and(|i| i.role() == Role::Worker) {
             return Err(NodeError::Refused(
@@ -465,8 +467,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         state,
         seal,
         clock,
-        cancel: _,
-        promoted: _,
+        ..
     } = site;
     let mut unlock_key = None;
     let (node_id, start) = match &known {
@@ -482,9 +483,11 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         Start::Join => {}
     }
     let addresses = host::advertised(config);
+    let mut forced = None;
     if let Known::Identity(identity) = &known {
-        if config.force_new_cluster {
-            force_new_cluster(site, identity, addresses.clone()).await?;
+        if let Some(order) = config.force_new_cluster {
+            let order = (order, addresses.clone());
+            forced = Some(force_new_cluster(site, identity, order).await?);
         } else if !state.has_raft() {
             begin_join(state, config)?;
         }
@@ -505,18 +508,24 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         seal: seal.clone(),
     };
     let manager = Manager::start(manager_config, clock.clone()).await?;
-    let identity = match known {
-        Known::Identity(old) if config.force_new_cluster => {
+    let identity = match (known, forced) {
+        (Known::Identity(old), Some(Forced::Alone | Forced::Now { .. })) => {
             start_anew(site, &manager, &old).await?
         }
-        Known::Identity(identity) => {
+        // A new certificate is a write, for which the others may be needed, and nobody is reached before there is one. The
+        // mark stays as long as the flag does.
+        (Known::Identity(identity), Some(Forced::Before { .. })) => identity,
+        (Known::Identity(identity), None) => {
             recovery::proved(state.path())?;
             identity
         }
-        Known::Founder {
-            node_id,
-            availability,
-        } => {
+        (
+            Known::Founder {
+                node_id,
+                availability,
+            },
+            _,
+        ) => {
             let founder = bootstrap::Founder {
                 node_id,
                 availability,
@@ -579,53 +588,6 @@ fn begin_join(state: &StateDir, config: &Config) -> Result<(), NodeError> {
         ))
     })?;
     Ok(state.begin_join(&via)?)
-}
-
-/// Makes this manager the only one of its cluster, before anything is started on its log.
-async fn force_new_cluster(
-    site: &Site,
-    identity: &NodeIdentity,
-    addresses: Vec<String>,
-) -> Result<(), NodeError> {
-    let (path, clock) = (site.state.path().to_owned(), site.clock.clone());
-    let seal = site.seal.clone();
-    let who = (identity.node_id(), identity.cluster_id());
-    let forced = tokio::task::spawn_blocking(move || {
-        recovery::force_new_cluster(&path, who, addresses, (&seal, &clock))
-    });
-    let forced = forced
-        .await
-        .map_err(|e| NodeError::Refused(e.to_string()))??;
-    // A member of consensus by its own log, and no joiner any more.
-    site.state.end_join()?;
-    match forced {
-        Forced::Alone => {}
-        Forced::Before => tracing::warn!(
-            "--force-new-cluster was carried out by an earlier start and is not again; leave it out"
-        ),
-        Forced::Now { epoch, left } => tracing::warn!(
-            %epoch,
-            left_behind = left,
-            "the cluster goes on with this manager alone, from all that its log holds; the other managers are fenced when \
-             they are heard of: `swarmd leave --force` on them and join again, or `swarmctl node demote` and `promote` them"
-        ),
-    }
-    Ok(())
-}
-
-/// Gives the only manager of a cluster a new certificate.
-async fn start_anew(
-    site: &Site,
-    manager: &Manager,
-    old: &NodeIdentity,
-) -> Result<NodeIdentity, NodeError> {
-    let identity = bootstrap::reissue(manager.store(), &site.clock, old).await?;
-    identity_dir(site).store(&identity)?;
-    tracing::warn!(
-        node.id = %identity.node_id(),
-        "started the cluster anew with a new certificate; leave --force-new-cluster out from now on"
-    );
-    Ok(identity)
 }
 
 fn node_facts(identity: &NodeIdentity, hostname: String) -> NodeFacts {

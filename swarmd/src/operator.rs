@@ -101,7 +101,7 @@ impl Service for Operator {
         let read = here.store.read().await;
         read.map_err(crate::manager::controlapi::Error::from)?;
         let now = self.security.clock().now();
-        Ok(Response::new(here.backups.backup(now)?))
+        Ok(Response::new(here.backups.backup(now).await?))
     }
 
     async fn consensus(

@@ -13,14 +13,17 @@ use swarm_proto::own;
 use swarm_proto::pb::node_spec::Availability;
 use swarm_proto::time::Timestamp;
 
-use crate::ca::IdentityDir;
 use crate::ca::root::format_time;
+use crate::ca::{IdentityDir, UnlockKey};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::host;
+use crate::manager::autolock;
 use crate::manager::backup::{self, BackupError};
 use crate::manager::raft::Epoch;
 use crate::manager::recovery::{RecoveryError, Restored};
+use crate::manager::store::State;
+use crate::seal::KeyId;
 use crate::state_dir::StateDir;
 
 /// Why nothing was restored.
@@ -40,6 +43,9 @@ pub(crate) enum RestoreError {
     /// The state.
     #[error(transparent)]
     Recovery(#[from] RecoveryError),
+    /// It holds no unlock key.
+    #[error("backup {}: there is no unlock key in it, because autolock was off: what is restored from it is not locked", .0.display())]
+    NoUnlockKey(PathBuf),
     /// The certificate.
     #[error(transparent)]
     Identity(#[from] crate::ca::StateFileError),
@@ -62,16 +68,39 @@ fn failed(path: &Path) -> impl FnOnce(BackupError) -> RestoreError {
 pub(crate) fn check(path: &Path) -> Result<String, RestoreError> {
     let header = backup::check(open(path)?).map_err(failed(path))?;
     // Also that this version knows every object in it.
-    backup::state(open(path)?).map_err(failed(path))?;
-    Ok(describe(&header))
+    let state = backup::state(open(path)?).map_err(failed(path))?;
+    Ok(describe(&header, unlock_key(&state).as_ref()))
 }
 
-fn describe(header: &own::BackupHeader) -> String {
+/// The unlock key that is in a backup. Blocks.
+///
+/// # Errors
+/// Why it can't be read, or that there is none.
+pub(crate) fn show_unlock_key(path: &Path) -> Result<String, RestoreError> {
+    backup::check(open(path)?).map_err(failed(path))?;
+    let state = backup::state(open(path)?).map_err(failed(path))?;
+    let key = unlock_key(&state).ok_or_else(|| RestoreError::NoUnlockKey(path.to_owned()))?;
+    Ok(key.reveal().to_string())
+}
+
+fn unlock_key(state: &State) -> Option<UnlockKey> {
+    autolock::wish(state)?.key
+}
+
+fn describe(header: &own::BackupHeader, key: Option<&UnlockKey>) -> String {
     let managers: Vec<String> = header
         .members
         .iter()
         .map(|m| format!("{} at {}", m.node_id, m.addresses.join(", ")))
         .collect();
+    let autolock = match key {
+        Some(key) => format!(
+            "on; what is restored is opened by the unlock key of that time, key id {}, which `swarmd restore \
+             --show-unlock-key` shows",
+            KeyId::of(key)
+        ),
+        None => "off".to_owned(),
+    };
     let line = |name: &str, value: &dyn std::fmt::Display| format!("{name:<10}: {value}");
     [
         line("Cluster", &header.cluster_id),
@@ -86,6 +115,7 @@ fn describe(header: &own::BackupHeader) -> String {
         line("Services", &header.services),
         line("Tasks", &header.tasks),
         line("Managers", &managers.join("; ")),
+        line("Autolock", &autolock),
     ]
     .join("\n")
 }
@@ -106,10 +136,19 @@ pub(crate) fn restore(
     let state = backup::state(open(path)?).map_err(failed(path))?;
     let addresses = host::advertised(config);
     let address = addresses.join(",");
-    let told = header.clone();
+    let (told, key) = (header.clone(), unlock_key(&state));
     let restored = Restored::new((header, state), addresses, availability, clock)?;
     let (node, epoch) = (restored.identity.node_id(), restored.epoch);
     write(dir, restored)?;
+    let locked = key.map_or(String::new(), |key| {
+        format!(
+            "Autolock is on: this host is locked when it starts, and the unlock key of the time of the backup opens it (key \
+             id {}), whatever has replaced it since; `swarmd restore --show-unlock-key {}` shows it, and `swarmctl cluster \
+             unlock-key --rotate` replaces it afterwards.\n",
+            KeyId::of(&key),
+            path.display(),
+        )
+    });
     let others = match told.members.len() {
         0 => String::new(),
         n => format!(
@@ -123,7 +162,7 @@ pub(crate) fn restore(
         "restored cluster {} as of {} (log entry {}), epoch {epoch}, with {} and {}\n\
          This host is its only manager, node {node}, at {address}. Start it with the flags that swarmd runs with here:\n\n    \
          swarmd --state-dir {} --advertise-remote-api {address}\n\n\
-         {others}Workers come back by themselves to an address that they know; elsewhere start them once with\n\n    \
+         {locked}{others}Workers come back by themselves to an address that they know; elsewhere start them once with\n\n    \
          swarmd --join-addr {address}",
         told.cluster_id,
         format_time(Timestamp(told.created_at)),
@@ -151,4 +190,99 @@ fn write(dir: &Path, restored: Restored) -> Result<(), RestoreError> {
         }
     }
     written
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use clap::Parser as _;
+    use swarm_proto::pb;
+
+    use super::*;
+    use crate::ca::{ExpiredCertificate, RootCa};
+    use crate::config::Cli;
+    use crate::manager::autolock::{Rotate, decide};
+    use crate::manager::bootstrap;
+    use crate::manager::raft::{check_key, read_former};
+    use crate::seal::Seal;
+
+    /// A backup of a cluster with a manager, and one that an earlier recovery left behind.
+    fn backup(dir: &Path, autolock: bool) -> (PathBuf, Option<UnlockKey>) {
+        let now = Clock::real().now();
+        let mut cluster = bootstrap::cluster(&RootCa::generate(now).unwrap(), now).unwrap();
+        cluster.spec.encryption_config = Some(pb::EncryptionConfig {
+            auto_lock_managers: autolock,
+        });
+        decide(&mut cluster, Rotate::No).unwrap();
+        let state = State {
+            cluster: Some(Arc::new(cluster)),
+            ..State::default()
+        };
+        let member = |id: u64| own::RaftMember {
+            id,
+            node_id: format!("node-{id}"),
+            addresses: vec![format!("10.0.0.{id}:4242")],
+        };
+        let header = own::BackupHeader {
+            members: vec![member(1)],
+            former: vec![member(2)],
+            ..backup::header_of(&state, 7, now)
+        };
+        let path = dir.join("cluster.backup");
+        let mut file = Vec::new();
+        backup::write(&mut file, &header, &state).unwrap();
+        std::fs::write(&path, file).unwrap();
+        (path, unlock_key(&state))
+    }
+
+    fn restored(path: &Path, dir: &Path) -> String {
+        let args = ["swarmd", "--state-dir", dir.to_str().unwrap()];
+        let more = ["--advertise-remote-api", "10.0.0.9:4242"];
+        let config = Cli::try_parse_from(args.into_iter().chain(more));
+        let config = config.unwrap().config().unwrap();
+        restore(path, &config, Availability::Active, &Clock::real()).unwrap()
+    }
+
+    #[test]
+    fn what_is_restored_under_autolock_is_locked_by_a_key_that_can_be_shown() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, key) = backup(dir.path(), true);
+        let key = key.unwrap();
+        let id = KeyId::of(&key).to_string();
+        let said = check(&path).unwrap();
+        assert!(
+            said.contains("unlock key of that time") && said.contains(&id),
+            "{said}"
+        );
+        assert_eq!(show_unlock_key(&path).unwrap(), *key.reveal());
+        let target = dir.path().join("state");
+        let told = restored(&path, &target);
+        for words in ["locked when it starts", &id, "--show-unlock-key"] {
+            assert!(told.contains(words), "{told}");
+        }
+        assert!(!told.contains(key.reveal().as_str()), "{told}");
+        // Both secrets are opened by that key, and by nothing else.
+        for (seal, opens) in [(Seal::default(), false), (Seal::unlocked(key), true)] {
+            let now = Clock::real().now();
+            let identity = IdentityDir::sealed(&target, seal.clone());
+            let identity = identity.load(now, ExpiredCertificate::Refuse);
+            assert_eq!(identity.is_ok(), opens);
+            assert_eq!(check_key(&target, &seal).is_ok(), opens);
+        }
+        let former = read_former(&target.join("raft")).unwrap();
+        let former: Vec<u64> = former.iter().map(|former| former.id).collect();
+        assert_eq!(former, [1, 2]);
+    }
+
+    #[test]
+    fn without_autolock_there_is_no_key_to_show() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, _) = backup(dir.path(), false);
+        let said = check(&path).unwrap();
+        assert!(said.contains("Autolock  : off"), "{said}");
+        let error = show_unlock_key(&path).unwrap_err().to_string();
+        assert!(error.contains("autolock was off"), "{error}");
+        assert!(!restored(&path, &dir.path().join("state")).contains("unlock"));
+    }
 }

@@ -84,12 +84,14 @@ struct State {
     slots: Vec<Kek>,
     /// What opens them: also keys that are on their way out.
     openers: Vec<UnlockKey>,
-    /// The key of the last change that was finished.
+    /// The newest key that opens every file.
     current: Option<Kek>,
     /// Newest version that any file was sealed, or laid open, for.
     version: u64,
     /// Whether all files are known to be as `current` says.
     settled: bool,
+    /// What a change has done that was not finished.
+    unfinished: Option<Changed>,
 }
 
 /// The files are this one's to change as long as it lives. It is held for the disk's sake, and never over an await.
@@ -115,6 +117,7 @@ impl Seal {
         held.0.openers = vec![key];
         held.0.current = Some(kek);
         held.0.settled = false;
+        held.0.unfinished = None;
     }
 
     /// Goes on with what another one has found out.
@@ -131,6 +134,7 @@ impl Seal {
         held.0.current = held.0.slots.first().cloned();
         held.0.version = sealing.version;
         held.0.settled = false;
+        held.0.unfinished = None;
     }
 
     /// For a node that is no manager any more.
@@ -163,6 +167,7 @@ impl Seal {
         let before = {
             let mut held = self.hold();
             held.found(wish.version);
+            held.0.settled = false;
             held.0.current.clone()
         };
         let changed = Changed::between(before.as_ref(), wish);
@@ -170,10 +175,20 @@ impl Seal {
         if changed == Changed::Rotated {
             self.write_for(before.iter().chain(&slots).cloned().collect());
             reseal()?;
+            // The new key opens everything: should the rest fail, a further change goes on from this one, and not from a
+            // key that is given up.
+            let mut held = self.hold();
+            held.0.current = slots.first().cloned();
+            held.0.unfinished = Some(changed);
         }
         self.write_for(slots.clone());
         reseal()?;
         let mut held = self.hold();
+        let unfinished = held.0.unfinished.take();
+        let changed = match changed {
+            Changed::Nothing => unfinished.unwrap_or(changed),
+            Changed::Locked | Changed::Rotated | Changed::Opened => changed,
+        };
         held.0.current = slots.into_iter().next();
         held.0.openers = wish.key.iter().cloned().collect();
         held.0.settled = true;

@@ -159,7 +159,14 @@ fn the_old_ones_come_back(cluster: &mut Cluster) {
 fn fenced_for_good(cluster: &mut Cluster) {
     for name in ["n1", "n3"] {
         cluster.node_mut(name).stop(Signal::SIGTERM).unwrap();
-        cluster.node_mut(name).start_again().unwrap();
+        // A flag that was left in the settings of one does not make it go on above the others.
+        let node = cluster.node_mut(name);
+        node.start_again_with(&["--force-new-cluster"]).unwrap();
+        let code = node.wait_ended(LIMIT).unwrap();
+        assert!(code.is_some_and(|code| code != 0), "{code:?}");
+        let log = node.log_tail(5);
+        assert!(log.contains("--force-new-cluster=2-"), "{log}");
+        node.start_again().unwrap();
     }
     let healthy = |cluster: &Cluster| {
         let socket = cluster.node("n1").socket();
@@ -206,6 +213,18 @@ fn and_join_again(cluster: &mut Cluster) {
     wait_nodes(n4, &[("n3", "down", "unreachable")]);
     n4.ctl(&["node", "demote", "n3"]).unwrap().ok();
     n4.ctl(&["node", "rm", "n3"]).unwrap().ok();
+    // The flag that made it go on alone does so once: others have joined since.
+    let n4 = cluster.node_mut("n4");
+    n4.stop(Signal::SIGTERM).unwrap();
+    n4.start_again_with(&["--force-new-cluster"]).unwrap();
+    n4.wait_ready().unwrap();
+    wait_log(n4, "is not again, because other managers have joined since");
+    eventually("n1 takes part", LIMIT, || {
+        match nodes(cluster.node("n4"))?.get("n1") {
+            Some((_, manager)) if manager.starts_with("reachable") => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    });
     // A start without the flag ends the recovery: nothing of before stays, and it is a cluster as any.
     cluster.node_mut("n4").stop(Signal::SIGTERM).unwrap();
     cluster.node_mut("n4").start_again().unwrap();

@@ -34,6 +34,9 @@ const FORMER_ROOTS: &str = "swarm-root-ca.former";
 const FORMER_ROOTS_MAX: usize = 64;
 /// The first word of a node key's file that is sealed.
 const KEY_MAGIC: &str = "swarm-node-key-1";
+/// After a sealed key that lay on this disk before, in plain text or for another unlock key: its certificate is to be
+/// renewed with a new one. It goes with the key.
+const EXPOSED: &str = "exposed: another key is to take its place\n";
 
 /// The way out that all errors of this directory share.
 const REJOIN: &str = "restore the certificates directory from a backup, or move it away and join \
@@ -230,8 +233,18 @@ impl IdentityDir {
         name: &str,
         text: Zeroizing<String>,
     ) -> Result<Zeroizing<String>, StateFileError> {
+        self.open_marked(held, name, text).map(|(pem, _)| pem)
+    }
+
+    /// The same, and whether the key is marked as one that lay open.
+    fn open_marked(
+        &self,
+        held: &mut Held<'_>,
+        name: &str,
+        text: Zeroizing<String>,
+    ) -> Result<(Zeroizing<String>, bool), StateFileError> {
         if !Envelope::is_one(KEY_MAGIC, &text) {
-            return Ok(text);
+            return Ok((text, false));
         }
         let path = self.dir.join(name);
         let corrupted = |problem: String| StateFileError::Content {
@@ -248,8 +261,10 @@ impl IdentityDir {
             },
             OpenError::Damaged(problem) => corrupted(problem.to_string()),
         })?;
-        let pem = std::str::from_utf8(&secret).map_err(|_| corrupted("it is not text".into()))?;
-        Ok(Zeroizing::new(pem.to_owned()))
+        let text = std::str::from_utf8(&secret).map_err(|_| corrupted("it is not text".into()))?;
+        let pem = text.strip_suffix(EXPOSED);
+        let (pem, exposed) = (pem.unwrap_or(text), pem.is_some());
+        Ok((Zeroizing::new(pem.to_owned()), exposed))
     }
 
     /// The content of the key file for an identity's key.
@@ -270,7 +285,8 @@ impl IdentityDir {
         Ok(Zeroizing::new(sealed.text()))
     }
 
-    /// Brings a manager's key file in line with what it is to be sealed for now.
+    /// Brings a manager's key file in line with what it is to be sealed for now. Where an unlock key seals it that did not
+    /// before, the key in it is marked as one that lay open.
     ///
     /// # Errors
     /// When it can't be read, opened or written; the file is then as it was.
@@ -280,18 +296,38 @@ impl IdentityDir {
             return Ok(());
         };
         let sealed = Envelope::parse(KEY_MAGIC, &text).ok();
-        let as_wanted = match &sealed {
-            Some(envelope) => envelope.is_for(held.slots()),
-            None => held.slots().is_empty(),
+        let slots = held.slots();
+        let (as_wanted, is_new) = match &sealed {
+            Some(envelope) => {
+                let is_new = slots.iter().any(|kek| !envelope.has(kek));
+                (envelope.is_for(slots), is_new)
+            }
+            None => (slots.is_empty(), true),
         };
         if as_wanted {
             return Ok(());
         }
-        let pem = self.open_key(&mut held, NODE_KEY, text)?;
+        let (mut pem, exposed) = self.open_marked(&mut held, NODE_KEY, text)?;
         // Of a certificate that can't be read nothing is known, and then nothing is laid open.
         let role = self.certified().map_or(Role::Manager, |peer| peer.role);
+        if (exposed || is_new) && role == Role::Manager && !held.slots().is_empty() {
+            pem.push_str(EXPOSED);
+        }
         let text = self.key_text(&held, role, &pem)?;
         self.replace(NODE_KEY, &text, 0o600)
+    }
+
+    /// Whether the key is sealed now and lay open on this disk before: then the certificate is to be renewed, with a new
+    /// key. It is so until that one is stored, also over a restart.
+    ///
+    /// # Errors
+    /// When the file can't be read or opened.
+    pub(crate) fn is_exposed(&self) -> Result<bool, StateFileError> {
+        let mut held = self.seal.hold();
+        match self.read(NODE_KEY)? {
+            Some(text) => Ok(self.open_marked(&mut held, NODE_KEY, text)?.1),
+            None => Ok(false),
+        }
     }
 
     /// Whom the certificate on disk names, whatever has become of its key; `None` without one that can be read.
@@ -861,6 +897,40 @@ mod tests {
             assert_eq!(loaded().key_pem(), manager.key_pem());
             assert_eq!(f.load().is_ok(), number.is_none());
         }
+    }
+
+    #[test]
+    fn a_key_that_lay_open_is_marked_until_another_is_stored() {
+        let f = fixture();
+        let seal = Seal::default();
+        let dir = with_key(&f, seal.clone());
+        let change = |number: Option<u8>, version| {
+            let key = number.map(key);
+            let wish = crate::seal::Sealing { key, version };
+            seal.change(&wish, || dir.reseal()).unwrap();
+        };
+        let again = |number| with_key(&f, Seal::unlocked(key(number)));
+        let manager = f.ca.identity(5, Role::Manager);
+        dir.store(&manager).unwrap();
+        assert!(!dir.is_exposed().unwrap(), "there is no lock");
+        // It was plain text; it was open to the key from before.
+        for (number, version) in [(1, 10), (2, 20)] {
+            change(Some(number), version);
+            assert!(dir.is_exposed().unwrap());
+            // After a restart it is still known, and the key is as it was.
+            let again = again(number);
+            let loaded = again.load(NOW, ExpiredCertificate::Refuse);
+            assert_eq!(loaded.unwrap().unwrap().key_pem(), manager.key_pem());
+            assert!(again.is_exposed().unwrap());
+            dir.store(&f.ca.identity(5, Role::Manager)).unwrap();
+            assert!(!again.is_exposed().unwrap(), "another key is there");
+            dir.store(&manager).unwrap();
+        }
+        change(Some(3), 30);
+        change(None, 40);
+        assert!(!dir.is_exposed().unwrap());
+        let text = fs::read_to_string(f.file(NODE_KEY)).unwrap();
+        assert_eq!(text, manager.key_pem(), "nothing stays of the mark");
     }
 
     #[test]

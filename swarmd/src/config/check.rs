@@ -3,7 +3,9 @@
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-use super::{Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, Join, Settings, images};
+use super::{
+    Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, ForceNewCluster, Join, Settings, images,
+};
 use crate::ca::token::{JoinToken, UnlockKey};
 
 /// Most addresses of one flag; as many as a manager has.
@@ -88,6 +90,8 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         Vec::new(),
         host_ports,
     );
+    let force = s.force_new_cluster.as_deref();
+    let force_new_cluster = c.parse("force-new-cluster", force, None, force_new_cluster);
     let registries = images::registries(&mut c, &s);
     let collection = images::collection(&mut c, &s);
     let hostname = c.parse("hostname", s.hostname.as_deref(), None, |v| {
@@ -130,7 +134,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         state_dir,
         join,
         join_addrs,
-        force_new_cluster: s.force_new_cluster,
+        force_new_cluster,
         autolock: s.autolock,
         unlock_key,
         engine_addr,
@@ -149,6 +153,19 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         heartbeat_ticks: heartbeat,
         election_ticks: election,
     })
+}
+
+fn force_new_cluster(value: &str) -> Result<Option<ForceNewCluster>, String> {
+    match value {
+        "false" => Ok(None),
+        "true" => Ok(Some(ForceNewCluster { ends: None })),
+        epoch => match epoch.parse() {
+            Ok(ends) => Ok(Some(ForceNewCluster { ends: Some(ends) })),
+            Err(error) => Err(format!(
+                "{error}; say it as the manager's log does, or leave the value out"
+            )),
+        },
+    }
 }
 
 /// How to join, and the managers that were named, also where nothing is left to join.

@@ -173,8 +173,39 @@ fn a_token_can_come_from_a_file() {
 
 #[test]
 fn a_cluster_starts_anew_only_when_told() {
-    assert!(!config(&[]).unwrap().force_new_cluster);
-    assert!(config(&["--force-new-cluster"]).unwrap().force_new_cluster);
+    let force = |args: &[&str]| config(args).unwrap().force_new_cluster;
+    let (plain, ends) = (ForceNewCluster { ends: None }, Epoch::FIRST.next(0xab));
+    let named = ForceNewCluster { ends: Some(ends) };
+    assert_eq!(force(&[]), None);
+    assert_eq!(force(&["--force-new-cluster"]), Some(plain));
+    let flag = format!("--force-new-cluster={ends}");
+    assert_eq!(force(&[&flag]), Some(named));
+    assert_eq!(force(&["--force-new-cluster=false"]), None);
+    let refused = config(&["--force-new-cluster=yes"]);
+    let refused = refused.unwrap_err().to_string();
+    assert!(
+        refused.contains("no epoch") && refused.contains("leave the value out"),
+        "{refused}"
+    );
+    // In a file it may be a flag, a number or a text.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("swarmd.yml");
+    let first = ForceNewCluster {
+        ends: Some(Epoch::FIRST),
+    };
+    for (text, expected) in [
+        ("true", Some(plain)),
+        ("false", None),
+        ("1", Some(first)),
+        ("2-00000000000000ab", Some(named)),
+    ] {
+        std::fs::write(&file, format!("force-new-cluster: {text}\n")).unwrap();
+        assert_eq!(
+            force(&["--config", file.to_str().unwrap()]),
+            expected,
+            "{text}"
+        );
+    }
 }
 
 #[test]

@@ -4,6 +4,7 @@
 //! ([`decide`], as SwarmKit does). Each manager follows the cluster object as its own log shows it and seals its files
 //! accordingly ([`Keeper`]); where it is down meanwhile it does so when it is back.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,7 +12,7 @@ use swarm_proto::pb;
 use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
-use super::raft::{Published, RaftKeys};
+use super::raft::{Published, RaftKeys, forget_replaced};
 use super::store::{Cluster, State};
 use crate::ca::token::NoRandomness;
 use crate::ca::{IdentityDir, Role, UnlockKey};
@@ -72,7 +73,7 @@ pub(crate) enum Rotate {
 
 /// How the cluster wants its managers' files kept. None where there is no cluster yet, or its key is none: then nothing
 /// is laid open by mistake.
-pub(super) fn wish(state: &State) -> Option<Sealing> {
+pub(crate) fn wish(state: &State) -> Option<Sealing> {
     let cluster = state.cluster.as_ref()?;
     let key = match stored_key(cluster) {
         Some(key) => Some(UnlockKey::from_bytes(key)?),
@@ -84,9 +85,26 @@ pub(super) fn wish(state: &State) -> Option<Sealing> {
     })
 }
 
+/// Brings both files of a manager in line with what the cluster wants; `step` comes before each is looked at. Blocks on the
+/// disk.
+pub(crate) fn change_files(
+    seal: &Seal,
+    (dir, keys): (&IdentityDir, &RaftKeys),
+    wish: &Sealing,
+    step: &dyn Fn() -> Result<(), String>,
+) -> Result<Changed, String> {
+    seal.change(wish, || {
+        step()?;
+        dir.reseal().map_err(|error| error.to_string())?;
+        step()?;
+        keys.reseal().map_err(|error| error.to_string())
+    })
+}
+
 /// Keeps one manager's files as the cluster wants them.
 #[derive(Debug)]
 pub(crate) struct Keeper {
+    pub(crate) state_dir: PathBuf,
     pub(crate) seal: Seal,
     pub(crate) dir: IdentityDir,
     pub(crate) keys: RaftKeys,
@@ -124,15 +142,11 @@ impl Keeper {
         }
     }
 
-    async fn keep(&self, wish: Sealing) -> Result<(), String> {
+    pub(crate) async fn keep(&self, wish: Sealing) -> Result<(), String> {
         if self.seal.differs_from(&wish) {
             let (seal, dir, keys) = (self.seal.clone(), self.dir.clone(), self.keys.clone());
-            let changing = process::blocking(move || {
-                seal.change(&wish, || {
-                    dir.reseal().map_err(|error| error.to_string())?;
-                    keys.reseal().map_err(|error| error.to_string())
-                })
-            });
+            let changing =
+                process::blocking(move || change_files(&seal, (&dir, &keys), &wish, &|| Ok(())));
             match changing.await.map_err(|error| error.to_string())?? {
                 Changed::Nothing => {}
                 Changed::Opened => {
@@ -140,16 +154,30 @@ impl Keeper {
                 }
                 Changed::Locked => {
                     tracing::info!("autolock is on: this manager's keys are sealed");
-                    self.renew_now.notify_one();
                 }
                 Changed::Rotated => {
                     tracing::info!("this manager's keys are sealed by the new unlock key");
-                    self.renew_now.notify_one();
                 }
             }
         }
+        // Read from the file: the renewal may have been cut off by the end of the process.
+        let dir = self.dir.clone();
+        let exposed = process::blocking(move || dir.is_exposed()).await;
+        let exposed = exposed.map_err(|error| error.to_string())?;
+        if exposed.map_err(|error| error.to_string())? {
+            self.renew_now.notify_one();
+        }
         // What was on the disk before might have been read there: from now on it opens nothing that is written.
         if self.keys.rotation_due() {
+            // Noted on disk until the rotation ends, so this is done also where the change itself was cut off.
+            let state_dir = self.state_dir.clone();
+            let removed = process::blocking(move || forget_replaced(&state_dir)).await;
+            let removed = removed.map_err(|error| error.to_string())?;
+            if removed.map_err(|error| error.to_string())? > 0 {
+                tracing::info!(
+                    "what a recovery had replaced is removed: it was open to who had the disk, or to the unlock key from before"
+                );
+            }
             let rotated = self.keys.rotate().await;
             if rotated.map_err(|error| error.to_string())? {
                 tracing::info!("log and snapshot are sealed by a new data encryption key");

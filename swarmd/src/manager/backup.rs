@@ -13,6 +13,7 @@
 //! It holds the cluster's CA key, join tokens and credentials in the clear: what it is sealed by is up to who keeps it.
 
 use std::io::{self, Read, Write};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use prost::Message as _;
@@ -24,9 +25,13 @@ use tokio::sync::{Semaphore, mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
-use super::raft::{Epoch, Machine as _, MachineError, Membership, Published, RaftStatus};
+use super::raft::{
+    Epoch, Former, Machine as _, MachineError, Member, Membership, Published, RaftId, RaftStatus,
+    read_former,
+};
 use super::store::State;
 use super::store::machine::StoreMachine;
+use crate::process;
 
 const MAGIC: &[u8; 8] = b"SWRMBAK1";
 /// What all formats begin with; a digit follows.
@@ -91,19 +96,23 @@ fn seal_of(_: &State) -> String {
 /// What a backup of this state says of itself.
 pub(crate) fn header(
     published: &Published<State>,
-    status: &RaftStatus,
+    (status, former): (&RaftStatus, Vec<Former>),
     (epoch, now): (Epoch, Timestamp),
 ) -> own::BackupHeader {
     let state = &published.view;
-    let members = status.members.iter().map(|(id, known)| own::RaftMember {
-        id: *id,
-        node_id: known.member.node_id.clone(),
-        addresses: known.member.addresses.clone(),
-    });
+    let wire = |id: RaftId, member: &Member| own::RaftMember {
+        id,
+        node_id: member.node_id.clone(),
+        addresses: member.addresses.clone(),
+    };
+    let members = status.members.iter();
+    let members = members.map(|(id, known)| wire(*id, &known.member));
+    let former = former.iter().map(|left| wire(left.id, &left.member));
     own::BackupHeader {
         epoch: Some(epoch.to_wire()),
         term: published.term,
         members: members.collect(),
+        former: former.collect(),
         ..header_of(state, published.index, now)
     }
 }
@@ -124,6 +133,7 @@ pub fn header_of(state: &State, index: u64, now: Timestamp) -> own::BackupHeader
         services: state.services.len() as u64,
         tasks: state.tasks.len() as u64,
         members: Vec::new(),
+        former: Vec::new(),
         seal: seal_of(state),
     }
 }
@@ -409,7 +419,8 @@ impl Write for Out {
 pub struct Source {
     published: watch::Receiver<Published<State>>,
     membership: Membership<StoreMachine>,
-    epoch: Epoch,
+    /// Which epoch it is of, and where its files are.
+    place: (Epoch, PathBuf),
     room: Arc<Semaphore>,
 }
 
@@ -418,13 +429,13 @@ impl Source {
     pub(crate) fn new(
         published: watch::Receiver<Published<State>>,
         membership: Membership<StoreMachine>,
-        epoch: Epoch,
+        place: (Epoch, PathBuf),
     ) -> Self {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         Self {
             published,
             membership,
-            epoch,
+            place,
             room,
         }
     }
@@ -433,7 +444,7 @@ impl Source {
     ///
     /// # Errors
     /// RESOURCE_EXHAUSTED while others are under way.
-    pub fn backup(&self, now: Timestamp) -> Result<Pieces, Status> {
+    pub async fn backup(&self, now: Timestamp) -> Result<Pieces, Status> {
         let held = Arc::clone(&self.room).try_acquire_owned();
         let held = held.map_err(|_| {
             Status::resource_exhausted(format!(
@@ -442,7 +453,14 @@ impl Source {
         })?;
         let published = self.published.borrow().clone();
         let status = self.membership.status();
-        let header = header(&published, &status, (self.epoch, now));
+        let (epoch, raft_dir) = self.place.clone();
+        let former = process::blocking(move || read_former(&raft_dir)).await;
+        let former = former.map_err(|stopped| Status::unavailable(stopped.to_string()))?;
+        let former = former.unwrap_or_else(|error| {
+            tracing::warn!(%error, "a backup does not know who was left behind by a recovery");
+            Vec::new()
+        });
+        let header = header(&published, (&status, former), (epoch, now));
         Ok(send(header, published.view, held))
     }
 }

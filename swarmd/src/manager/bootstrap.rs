@@ -134,7 +134,7 @@ pub async fn reissue(
     Ok(identity)
 }
 
-pub(super) fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {
+pub(crate) fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {
     let token = || {
         let token = JoinToken::generate(root.digest()).map_err(because)?;
         Ok::<_, BootstrapError>(token.reveal().to_string())

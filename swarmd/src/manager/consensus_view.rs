@@ -89,6 +89,7 @@ mod tests {
             applied: 50,
             snapshot: 40,
             purged: 30,
+            settled: true,
             members: BTreeMap::from([
                 (1, member("n1", Some(50), None)),
                 (2, member("n2", Some(45), Some(12))),

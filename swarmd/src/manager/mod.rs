@@ -297,7 +297,8 @@ impl Manager {
     /// What backups are made of.
     pub(crate) fn backups(&self) -> backup::Source {
         let membership = self.raft.membership();
-        backup::Source::new(self.raft.published(), membership, self.raft.epoch())
+        let place = (self.raft.epoch(), self.state_dir.join(raft::DIR));
+        backup::Source::new(self.raft.published(), membership, place)
     }
 
     /// What this node's operators are answered from.
@@ -370,6 +371,7 @@ impl Manager {
     /// Keeps this manager's files sealed as the cluster wants.
     pub(crate) fn keeper(&self, seal: Seal, dir: IdentityDir, renew_now: Arc<Notify>) -> Keeper {
         Keeper {
+            state_dir: self.state_dir.clone(),
             seal,
             dir,
             keys: self.raft.keys(),

@@ -15,7 +15,8 @@ use swarm_proto::pb::node_spec::Availability;
 use super::backup::BackupError;
 use super::caserver::{new_node, sign};
 use super::raft::{
-    Epoch, Former, Member, Rebuilt, StorageError, Survey, forget, is_forced, put_in_place,
+    Epoch, Former, Member, Offline, Rebuilt, StorageError, Survey, forget, is_forced, left_behind,
+    put_in_place,
 };
 use super::store::State;
 use super::store::machine::StoreMachine;
@@ -42,13 +43,31 @@ pub enum RecoveryError {
     Refused(String),
 }
 
+/// What --force-new-cluster is given for.
+#[derive(Debug)]
+pub(crate) struct Order<'a> {
+    /// The caller holds its lock.
+    pub(crate) state_dir: &'a Path,
+    pub(crate) node: NodeId,
+    pub(crate) cluster: ClusterId,
+    pub(crate) addresses: Vec<String>,
+    /// The epoch that is to end with it, where the order names one.
+    pub(crate) ends: Option<Epoch>,
+    pub(crate) seal: &'a Seal,
+    pub(crate) clock: &'a Clock,
+}
+
 /// What --force-new-cluster came to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Forced {
     /// The cluster has this one member anyway.
     Alone,
-    /// It was carried out by an earlier start.
-    Before,
+    /// It was carried out by an earlier start, and others have become members since: this one starts as it would without
+    /// the flag.
+    Before {
+        /// The epoch that this manager is of.
+        epoch: Epoch,
+    },
     /// This node is the only member now.
     Now {
         /// The epoch that begins.
@@ -58,18 +77,17 @@ pub(crate) enum Forced {
     },
 }
 
-/// Makes this manager the only one of its cluster, from what is on its disk. The caller holds the state directory's lock.
-/// Blocks on the disk.
+/// Makes this manager the only one of its cluster, from what is on its disk. `step` comes between any two things that reach
+/// it. Blocks on the disk.
 ///
 /// # Errors
-/// When the state is damaged, or is none of a cluster. Nothing has changed then.
+/// When the state is damaged, or is none of a cluster; or when the order does not count here. Nothing has changed then.
 pub(crate) fn force_new_cluster(
-    state_dir: &Path,
-    (node, cluster): (NodeId, ClusterId),
-    addresses: Vec<String>,
-    (seal, clock): (&Seal, &Clock),
+    order: Order<'_>,
+    step: &mut dyn FnMut() -> Result<(), StorageError>,
 ) -> Result<Forced, RecoveryError> {
-    let Some(survey) = Survey::read(state_dir, seal)? else {
+    let state_dir = order.state_dir;
+    let Some(survey) = Survey::read(state_dir, order.seal)? else {
         return Err(RecoveryError::Refused(format!(
             "--force-new-cluster: state dir {} has a manager's certificate and no log (raft/ is missing): restore it, or \
              make the cluster anew from a backup with `swarmd restore`",
@@ -77,23 +95,18 @@ pub(crate) fn force_new_cluster(
         )));
     };
     let offline = survey.whole(StoreMachine::new(Hub::default()))?;
-    if offline.fenced.is_none() {
-        if is_forced(state_dir) {
-            return Ok(Forced::Before);
-        }
-        if offline.members.iter().all(|member| member.id == offline.id) {
-            return Ok(Forced::Alone);
-        }
+    if let Some(nothing_to_do) = standing(&order, &offline)? {
+        return Ok(nothing_to_do);
     }
     let mut state = offline.view;
-    make_manager(&mut state, (node, cluster), clock)?;
+    make_manager(&mut state, (order.node, order.cluster), order.clock)?;
     // Above what it is of, and above what fenced it: the operator says that this one goes on.
     let above = offline.fenced.map_or(offline.epoch, |fenced| fenced.by);
     let epoch = offline.epoch.later(above).next(unique());
-    let node_id = node.to_string();
-    let mut former = offline.members;
-    former.retain(|member| member.member.node_id != node_id);
+    let node_id = order.node.to_string();
+    let former = left_behind(offline.members, offline.former, &node_id);
     let left = former.len();
+    let addresses = order.addresses;
     let rebuilt = Rebuilt {
         view: &state,
         index: offline.last.index,
@@ -103,11 +116,48 @@ pub(crate) fn force_new_cluster(
         member: Member { node_id, addresses },
         former,
         forced: true,
-        seal: seal.clone(),
+        seal: order.seal.clone(),
     };
-    rebuilt.prepare::<StoreMachine>(state_dir, &mut || Ok(()))?;
-    put_in_place(state_dir, epoch, &mut || Ok(()))?;
+    rebuilt.prepare::<StoreMachine>(state_dir, step)?;
+    step()?;
+    put_in_place(state_dir, epoch, step)?;
     Ok(Forced::Now { epoch, left })
+}
+
+/// What the order comes to where it is not carried out; nothing where it is.
+///
+/// A flag may be left behind in a service's settings for years. So it counts once, and never on a manager that the cluster
+/// went on without, unless it names the epoch that it ends: that one is over when it has been carried out.
+fn standing(order: &Order<'_>, offline: &Offline<State>) -> Result<Option<Forced>, RecoveryError> {
+    let epoch = offline.epoch;
+    let newest = offline.fenced.as_ref().map_or(epoch, |fenced| fenced.by);
+    let alone = offline.members.iter().all(|member| member.id == offline.id);
+    let done = match alone {
+        true => Forced::Alone,
+        false => Forced::Before { epoch },
+    };
+    match (order.ends, &offline.fenced) {
+        (Some(ends), Some(_)) if ends == newest => Ok(None),
+        (Some(ends), None) if ends == newest => Ok(alone.then_some(done)),
+        (Some(ends), None) if ends.number() < epoch.number() => Ok(Some(done)),
+        (Some(ends), fenced) => {
+            let how = match fenced {
+                Some(_) => format!("is fenced by epoch {newest}"),
+                None => format!("is of epoch {newest}"),
+            };
+            Err(RecoveryError::Refused(format!(
+                "--force-new-cluster={ends} is not about this manager as it is: it {how}; leave the flag out, or, to go \
+                 on with this manager alone, say --force-new-cluster={newest}"
+            )))
+        }
+        (None, Some(fenced)) => Err(RecoveryError::Refused(format!(
+            "--force-new-cluster does not count here without the epoch that it is to end, so that no manager comes back \
+             above the cluster that went on without it because the flag was left in its settings: leave it out to start \
+             this manager fenced. As it stands, {fenced}"
+        ))),
+        (None, None) if alone => Ok(Some(done)),
+        (None, None) => Ok(is_forced(order.state_dir).then_some(done)),
+    }
 }
 
 /// The recovered cluster runs: what it replaced may go.
@@ -224,13 +274,16 @@ impl Restored {
     /// # Errors
     /// When something can't be written.
     pub(crate) fn write(self, state_dir: &Path, seal: &Seal) -> Result<(), RecoveryError> {
-        let former = self.header.members.into_iter().map(|member| Former {
+        let former = |member: own::RaftMember| Former {
             id: member.id,
             member: Member {
                 node_id: member.node_id,
                 addresses: member.addresses,
             },
-        });
+        };
+        let members = self.header.members.into_iter().map(former).collect();
+        let earlier = self.header.former.into_iter().map(former).collect();
+        let former = left_behind(members, earlier, &self.member.node_id);
         let rebuilt = Rebuilt {
             view: &self.state,
             index: self.header.index,
@@ -238,7 +291,7 @@ impl Restored {
             epoch: self.epoch,
             id: new_raft_id(),
             member: self.member,
-            former: former.collect(),
+            former,
             forced: false,
             seal: seal.clone(),
         };

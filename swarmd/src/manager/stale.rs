@@ -56,7 +56,8 @@ impl Stale {
 
     async fn answer(mut self, request: http::Request<Body>) -> http::Response<Body> {
         if !is_read(request.uri().path()) {
-            let text = "only what reads the cluster can be answered without the leader: leave out --stale";
+            let text =
+                "only what reads the cluster can be answered without the leader: leave out --stale";
             return Status::invalid_argument(text).into_http();
         }
         let label = self.label();

@@ -155,6 +155,43 @@ fn a_power_cut_at_each_step_leaves_a_key_that_opens_everything() {
     }
 }
 
+/// A rotation that is cut off, and another one after it in the same process, cut off too: what opens everything is never
+/// a key from before the newest one that did.
+#[test]
+fn a_change_after_one_that_failed_goes_on_from_the_newest_key_that_opens_everything() {
+    for (first, second) in (0..4).flat_map(|first| (0..=4).map(move |second| (first, second))) {
+        let what = format!("cut before write {first}, then before write {second}");
+        let disk = Disk::default();
+        let seal = Seal::default();
+        disk.writes_left.set(9);
+        seal.change(&wish(Some(1), 10), || disk.reseal(&seal))
+            .unwrap();
+        disk.writes_left.set(first);
+        seal.change(&wish(Some(2), 20), || disk.reseal(&seal))
+            .unwrap_err();
+        assert!(seal.differs_from(&wish(Some(2), 20)), "{what}");
+        // Two writes, and the second key opens both files.
+        let newest = if first < 2 { 1 } else { 2 };
+        disk.writes_left.set(second);
+        let ended = seal.change(&wish(Some(3), 30), || disk.reseal(&seal));
+        let openers = disk.openers(&[1, 2, 3]);
+        assert!(
+            openers.iter().any(|opener| *opener >= newest),
+            "{what}: {openers:?}"
+        );
+        for opener in openers.iter().filter(|opener| **opener >= newest) {
+            start_again(&disk, *opener, wish(Some(3), 30), &what);
+        }
+        if ended.is_err() {
+            disk.writes_left.set(9);
+            let ended = seal.change(&wish(Some(3), 30), || disk.reseal(&seal));
+            assert_eq!(ended, Ok(Changed::Rotated), "{what}");
+        }
+        assert_eq!(disk.openers(&[1, 2, 3]), [3], "{what}");
+        assert!(!seal.differs_from(&wish(Some(3), 30)), "{what}");
+    }
+}
+
 /// The process starts anew with a key, sees the log from its beginning, and reaches the cluster's wish.
 fn start_again(disk: &Disk, opener: u8, wish: Sealing, what: &str) {
     let files = disk.files.borrow().clone();

@@ -93,7 +93,7 @@ pub(super) async fn run(session: &mut Session<'_>, flags: &Backup) -> Result<(),
         "backup of cluster {} at log entry {}: {nodes}, {services}, {tasks}, {written} bytes",
         header.cluster_id, header.index
     ))?;
-    session.remark("it holds the cluster's CA key, join tokens and credentials in the clear: keep it as you keep keys")
+    session.remark("it holds the cluster's CA key, join tokens, credentials and, with autolock, unlock key in the clear: keep it as you keep keys")
 }
 
 /// Where it goes.

@@ -121,6 +121,7 @@ mod tests {
             },
             blacklist: Default::default(),
             unlock_keys: Vec::new(),
+            managers: Default::default(),
         }
     }
 

@@ -19,6 +19,20 @@ pub(crate) struct Former {
     pub(crate) member: Member,
 }
 
+/// Whom a recovery leaves behind: the members of before, and whom earlier recoveries had left behind and that were not told
+/// yet. A node that is a member again has nothing of its earlier life.
+pub(crate) fn left_behind(members: Vec<Former>, earlier: Vec<Former>, own: &str) -> Vec<Former> {
+    let mut left = members;
+    for former in earlier {
+        let node = &former.member.node_id;
+        if !left.iter().any(|known| known.member.node_id == *node) {
+            left.push(former);
+        }
+    }
+    left.retain(|former| former.member.node_id != own);
+    left
+}
+
 fn file(raft_dir: &Path) -> PathBuf {
     raft_dir.join(FILE)
 }
@@ -56,6 +70,22 @@ fn parse(line: &str) -> Option<Former> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_was_left_behind_before_stays_on_the_list() {
+        let former = |id: RaftId, node: &str| Former {
+            id,
+            member: Member {
+                node_id: node.to_owned(),
+                addresses: Vec::new(),
+            },
+        };
+        let members = vec![former(11, "own"), former(12, "again"), former(13, "other")];
+        let earlier = vec![former(2, "again"), former(3, "silent"), former(1, "own")];
+        let left = left_behind(members, earlier, "own");
+        let ids: Vec<RaftId> = left.iter().map(|former| former.id).collect();
+        assert_eq!(ids, [12, 13, 3]);
+    }
 
     #[test]
     fn the_list_is_kept_until_it_is_empty() {

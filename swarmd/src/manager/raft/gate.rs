@@ -52,7 +52,7 @@ impl std::fmt::Display for Fenced {
             "this manager is fenced: the cluster was recovered without it (epoch {by}, and this manager is of epoch \
              {own}), so it takes no part in consensus any more. Run `swarmd leave --force` here and join again, or \
              `swarmctl node demote` and then `promote` it on a manager of the recovered cluster, which keeps its tasks; \
-             if this one is the state to go on with instead, start it with --force-new-cluster"
+             if this one is the state to go on with instead, start it once with --force-new-cluster={by}"
         )
     }
 }
@@ -71,6 +71,10 @@ struct State {
     own: Epoch,
     /// What was said last in the log about a foreign epoch: it is told once.
     told: Option<Epoch>,
+    /// What `raft/fenced` says.
+    written: Option<Fenced>,
+    /// It was said in the log that it can't be written.
+    unwritten_told: bool,
 }
 
 /// Who sends a message.
@@ -91,11 +95,17 @@ impl Gate {
     /// Opens those of a raft directory; one that was made before there were epochs is of the first. Blocks on the disk.
     pub(crate) fn open(disk: &Disk, dir: &Path) -> Result<Self, StorageError> {
         let own = read_epoch(disk, dir)?;
-        let (fenced, _) = watch::channel(read_fenced(disk, dir, own)?);
+        let written = read_fenced(disk, dir, own)?;
+        let (fenced, _) = watch::channel(written.clone());
         Ok(Self {
             disk: disk.clone(),
             dir: dir.to_owned(),
-            state: Mutex::new(State { own, told: None }),
+            state: Mutex::new(State {
+                own,
+                told: None,
+                written,
+                unwritten_told: false,
+            }),
             fenced,
         })
     }
@@ -161,6 +171,7 @@ impl Gate {
     pub(crate) fn admit_epoch(&self, theirs: Epoch, from: Sender) -> Result<(), Status> {
         let own = self.epoch();
         if let Some(fenced) = self.fenced() {
+            self.write_down_or_tell();
             return Err(refuse(fenced.by, fenced.to_string()));
         }
         if own == Epoch::NONE {
@@ -212,7 +223,8 @@ impl Gate {
         }
     }
 
-    /// Answers a manager of the cluster that went on.
+    /// Answers a manager of the cluster that went on. That manager strikes this one off its list then, so it is fenced
+    /// on disk or the answer is an error.
     pub(crate) fn be_told(
         &self,
         request: Request<own::RaftFenceRequest>,
@@ -222,6 +234,11 @@ impl Gate {
         managers.truncate(MANAGERS_MAX);
         managers.retain(|addr| !addr.is_empty() && !addr.contains(char::is_whitespace));
         self.heard_of(theirs, managers);
+        self.write_down().map_err(|error| {
+            Status::unavailable(format!(
+                "this manager can't write down that it is fenced: {error}"
+            ))
+        })?;
         Ok(own::RaftFenceResponse {
             epoch: Some(self.epoch().to_wire()),
             fenced: self.fenced().is_some(),
@@ -243,15 +260,36 @@ impl Gate {
             }
             news
         });
-        if !news {
+        if news {
+            tracing::error!(epoch = %own, by = %by, "{fenced}");
+        }
+        self.write_down_or_tell();
+    }
+
+    /// What the disk refused is tried again with each word that this member hears; in memory it stays fenced.
+    fn write_down_or_tell(&self) {
+        let Err(error) = self.write_down() else {
             return;
+        };
+        let told = std::mem::replace(&mut self.state().unwritten_told, true);
+        if !told {
+            tracing::error!(%error, "can't write down that this manager is fenced; trying again when it hears of it again");
         }
-        tracing::error!(epoch = %own, by = %by, "{fenced}");
-        let text = checked(&format!("{by} {}", fenced.managers.join(" ")));
-        if let Err(error) = replace(&self.disk, &self.dir.join(FENCED), &text) {
-            // It stays so in memory; should it not be known after a restart, the others say it again.
-            tracing::error!(%error, "can't write down that this manager is fenced");
+    }
+
+    /// That this member is fenced, if it is, is on disk when this returns.
+    fn write_down(&self) -> Result<(), StorageError> {
+        let mut state = self.state();
+        let Some(fenced) = self.fenced() else {
+            return Ok(());
+        };
+        if state.written.as_ref() != Some(&fenced) {
+            let text = format!("{} {}", fenced.by, fenced.managers.join(" "));
+            replace(&self.disk, &self.dir.join(FENCED), &checked(&text))?;
+            state.written = Some(fenced);
+            state.unwritten_told = false;
         }
+        Ok(())
     }
 
     /// Written down before it counts. Once in the life of a member: that the caller waits for the disk is no harm.
@@ -414,6 +452,33 @@ mod tests {
             let mut stamp = Stamp(Arc::new(gate), Whereabouts::new(Vec::new()));
             stamp.call(Request::new(())).unwrap_err();
         }
+    }
+
+    #[test]
+    fn who_can_not_write_down_that_it_is_fenced_answers_with_an_error_until_it_can() {
+        let second = Epoch::FIRST.next(5);
+        let (dir, gate) = gate(Epoch::FIRST);
+        let tell = || {
+            let mut request = Request::new(own::RaftFenceRequest::default());
+            put(request.metadata_mut(), second);
+            gate.be_told(request)
+        };
+        // A file does not replace a directory.
+        let path = dir.path().join(FENCED);
+        std::fs::create_dir(&path).unwrap();
+        for _ in 0..2 {
+            let refused = tell().unwrap_err();
+            assert!(refused.message().contains("write down"), "{refused}");
+            assert!(gate.fenced().is_some(), "it takes no part all the same");
+        }
+        std::fs::remove_dir(&path).unwrap();
+        // Any word is enough to try again.
+        gate.admit_epoch(Epoch::FIRST, Sender::Anyone).unwrap_err();
+        assert_eq!(
+            Gate::open(&Disk::Real, dir.path()).unwrap().fenced(),
+            gate.fenced()
+        );
+        assert!(tell().unwrap().fenced);
     }
 
     #[test]

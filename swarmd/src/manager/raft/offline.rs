@@ -57,6 +57,8 @@ pub(crate) struct Offline<V> {
     pub(crate) id: RaftId,
     /// Every member that the log names last, this one included.
     pub(crate) members: Vec<Former>,
+    /// Those that earlier recoveries left behind and that have not been told yet.
+    pub(crate) former: Vec<Former>,
 }
 
 /// Takes note of what can't be read.
@@ -224,6 +226,7 @@ impl Survey {
             epoch: self.epoch.ok_or_else(|| absent("epoch"))?,
             id: self.id.ok_or_else(|| absent(ID))?,
             members: members(self.membership().membership()),
+            former: self.former,
             fenced: self.fenced,
         })
     }

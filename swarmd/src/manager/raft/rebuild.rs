@@ -3,7 +3,8 @@
 //! ```text
 //! raft.recovering   being written; a start removes it
 //! raft.recovered    complete and durable; renamed to raft as the last step
-//! raft.before-…     the directory that was replaced, kept until a start without --force-new-cluster succeeds
+//! raft.before-…     the directory that was replaced, kept until a start without --force-new-cluster succeeds, or the
+//!                   recovered cluster has its managers locked by another key
 //! ```
 //!
 //! A power cut leaves the old directory in place, or the new one, or, between the two last renames, none and a complete
@@ -226,7 +227,18 @@ pub(crate) fn kept(state_dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
 /// The recovery has proved itself: what it replaced goes, and the flag counts again.
 pub(crate) fn forget(state_dir: &Path) -> Result<(), StorageError> {
     Disk::Real.remove(&state_dir.join(DIR).join(FORCED))?;
-    kept(state_dir)?.iter().try_for_each(|dir| remove_dir(dir))
+    forget_replaced(state_dir).map(drop)
+}
+
+/// Removes the directories that recoveries have replaced; returns how many. Their keys lie in them as they did at that
+/// time, so they must not stay where files are locked, or the unlock key is replaced.
+pub(crate) fn forget_replaced(state_dir: &Path) -> Result<usize, StorageError> {
+    let kept = kept(state_dir)?;
+    kept.iter().try_for_each(|dir| remove_dir(dir))?;
+    if !kept.is_empty() {
+        Disk::Real.sync_dir(state_dir)?;
+    }
+    Ok(kept.len())
 }
 
 fn remove_dir(dir: &Path) -> Result<(), StorageError> {

@@ -55,6 +55,15 @@ enum Place {
     Temporary,
 }
 
+/// What became of a snapshot that was to be put in place.
+#[derive(Debug)]
+pub(crate) enum Placed {
+    /// It is there, or a newer one is.
+    Done,
+    /// It is not: another key has taken over meanwhile.
+    KeyChanged(SnapshotFile),
+}
+
 impl SnapshotStore {
     /// Opens the directory: takes the newest snapshot, removes older ones and unfinished files.
     ///
@@ -162,15 +171,39 @@ impl SnapshotStore {
     }
 
     /// Makes a finished snapshot the current one, unless a newer one is. Returns the current one.
-    pub(crate) fn install(&self, mut new: SnapshotFile) -> Result<Snapshot, StorageError> {
-        if !Arc::ptr_eq(&new.dek, &self.dek()) {
-            let resealed = self.reseal(&new)?;
-            if new.place == Place::Temporary && new.path.starts_with(&self.dir) {
-                self.disk.remove(&new.path)?;
+    pub(crate) fn install(&self, new: SnapshotFile) -> Result<Snapshot, StorageError> {
+        let mut next = new;
+        loop {
+            next = self.under_newest(next)?;
+            match self.place(next)? {
+                Placed::Done => break,
+                Placed::KeyChanged(again) => next = again,
             }
-            new = resealed;
         }
+        self.current().ok_or_else(|| {
+            StorageError::damaged(&self.dir, "snapshot directory", "no snapshot is in place")
+        })
+    }
+
+    /// The same snapshot under the key that new ones are sealed by.
+    pub(crate) fn under_newest(&self, new: SnapshotFile) -> Result<SnapshotFile, StorageError> {
+        if Arc::ptr_eq(&new.dek, &self.dek()) {
+            return Ok(new);
+        }
+        let resealed = self.reseal(&new)?;
+        if new.place == Place::Temporary && new.path.starts_with(&self.dir) {
+            self.disk.remove(&new.path)?;
+        }
+        Ok(resealed)
+    }
+
+    /// Puts it in place, unless a newer one is there, or another key has taken over since it was sealed: whoever brought
+    /// that key has looked through what is in place under the same lock, and forgets the old one next.
+    pub(crate) fn place(&self, mut new: SnapshotFile) -> Result<Placed, StorageError> {
         let mut current = self.lock();
+        if !Arc::ptr_eq(&new.dek, &self.dek()) {
+            return Ok(Placed::KeyChanged(new));
+        }
         let newer = current
             .as_ref()
             .is_some_and(|c| c.meta.last_log_id > new.meta.last_log_id);
@@ -193,19 +226,21 @@ impl SnapshotStore {
                 self.disk.remove(&old.path)?;
             }
         }
-        drop(current);
-        self.current().ok_or_else(|| {
-            StorageError::damaged(&self.dir, "snapshot directory", "no snapshot is in place")
-        })
+        Ok(Placed::Done)
     }
 
     /// Seals by another key from now on, also the snapshot that is in place.
     pub(crate) fn rekey(&self, dek: &Arc<Dek>) -> Result<(), StorageError> {
         *self.dek.lock().unwrap_or_else(PoisonError::into_inner) = Arc::clone(dek);
-        let current = self.lock().clone();
-        match current {
-            Some(current) if !Arc::ptr_eq(&current.dek, dek) => self.install(current).map(drop),
-            Some(_) | None => Ok(()),
+        // What was on its way into its place may have come there under the old key until the lock was free.
+        loop {
+            let current = self.lock().clone();
+            match current {
+                Some(current) if !Arc::ptr_eq(&current.dek, &self.dek()) => {
+                    self.install(current)?;
+                }
+                Some(_) | None => return Ok(()),
+            }
         }
     }
 

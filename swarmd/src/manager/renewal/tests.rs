@@ -39,6 +39,7 @@ fn state(root: &str, nodes: &str) -> State {
         },
         blacklist: BTreeMap::new(),
         unlock_keys: Vec::new(),
+        managers: BTreeMap::new(),
     };
     cluster.root_ca.root_rotation = match root {
         "rests" => None,

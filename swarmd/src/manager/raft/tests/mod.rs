@@ -4,6 +4,8 @@
 mod cluster;
 mod conformance;
 mod damage;
+mod forced;
+mod keeper;
 mod log;
 mod power_cut;
 mod recovery;

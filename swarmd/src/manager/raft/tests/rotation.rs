@@ -10,13 +10,14 @@ use super::power_cut::{Disk, image};
 use super::*;
 use crate::ca::UnlockKey;
 use crate::manager::raft::rotation::RaftKeys;
+use crate::manager::raft::snapshot::Placed;
 use crate::seal::Sealing;
 
-fn key(number: u8) -> UnlockKey {
+pub(super) fn key(number: u8) -> UnlockKey {
     UnlockKey::from_bytes(&[number; 32]).unwrap()
 }
 
-fn wish(number: Option<u8>, version: u64) -> Sealing {
+pub(super) fn wish(number: Option<u8>, version: u64) -> Sealing {
     let key = number.map(key);
     Sealing { key, version }
 }
@@ -38,7 +39,7 @@ fn ids(dir: &RaftDir) -> Vec<[u8; ID_LEN]> {
     dir.dek.keys().all().map(|dek| dek.id()).collect()
 }
 
-fn copy(from: &Path) -> tempfile::TempDir {
+pub(super) fn copy(from: &Path) -> tempfile::TempDir {
     let to = tempfile::tempdir().unwrap();
     for (path, content) in tree(from) {
         let target = to.path().join(path.strip_prefix(from).unwrap());
@@ -112,6 +113,38 @@ async fn a_new_key_takes_over_while_entries_come_in() {
     assert_eq!(snapshot_text(&again), "650 newer\n");
     assert_eq!(tree(&dir.path().join("raft/snapshots")).len(), 1);
     assert!(!keys_of(&again).rotation_due());
+    close(again.log).await;
+}
+
+/// An install that has seen the old key, and is overtaken by the whole rotation before it has the snapshot's place.
+#[tokio::test]
+async fn a_snapshot_that_a_new_key_overtakes_is_put_in_place_under_that_key() {
+    let dir = tempfile::tempdir().unwrap();
+    let seal = Seal::default();
+    let (opened, _) = filled(dir.path(), &seal).await;
+    let keys = keys_of(&opened);
+    let store = &opened.snapshots;
+    let meta = snapshots::meta(log_id(1, 650));
+    let mut coming = store.create(&meta).unwrap();
+    writeln!(coming, "650 newer").unwrap();
+    let coming = store.finish(coming, meta).unwrap();
+    // Twice: also where it is sealed anew by a key that is itself replaced meanwhile.
+    let mut parked = store.under_newest(coming).unwrap();
+    for number in [1, 2] {
+        change(&seal, &keys, &wish(Some(number), u64::from(number) * 10));
+        assert!(keys.rotate().await.unwrap());
+        let Placed::KeyChanged(back) = store.place(parked).unwrap() else {
+            panic!("in place under the key that is gone, {number}");
+        };
+        parked = store.under_newest(back).unwrap();
+    }
+    store.install(parked).unwrap();
+    assert_eq!(snapshot_text(&opened), "650 newer\n");
+    close(opened.log).await;
+    let again = open_with(dir.path(), &Seal::unlocked(key(2)));
+    assert_eq!(ids(&again).len(), 1);
+    assert_eq!(snapshot_text(&again), "650 newer\n");
+    assert_eq!(tree(&dir.path().join("raft/snapshots")).len(), 1);
     close(again.log).await;
 }
 

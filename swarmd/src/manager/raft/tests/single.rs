@@ -134,8 +134,8 @@ async fn a_snapshot_shortens_the_log_and_a_restart_starts_from_it() {
             .await
             .unwrap();
     }
-    soon(node.until(|status| status.purged > 50)).await;
-    assert!(node.status().snapshot >= 100);
+    // A loaded machine may take its first snapshot anywhere after the fiftieth entry.
+    soon(node.until(|status| status.purged > 50 && status.snapshot >= 100)).await;
     let expect = lines(&node);
     node.shutdown().await;
     let files = tree(&dir.path().join("raft/snapshots"));
