@@ -492,21 +492,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
             begin_join(state, config)?;
         }
     }
-    let manager_config = ManagerConfig {
-        node_id,
-        state_dir: state.path().to_owned(),
-        timing: Timing {
-            tick: crate::config::TICK,
-            heartbeat_ticks: config.heartbeat_ticks,
-            election_ticks: config.election_ticks,
-        },
-        addresses,
-        says: host::said(config),
-        here: host::addresses,
-        start,
-        resolver: Arc::new(RegistryResolver(config.registries.clone())),
-        seal: seal.clone(),
-    };
+    let manager_config = manager_config(site, (node_id, start), addresses);
     let manager = Manager::start(manager_config, clock.clone()).await?;
     let identity = match (known, forced) {
         (Known::Identity(old), Some(Forced::Alone | Forced::Now { .. })) => {
@@ -535,6 +521,29 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
         }
     };
     Ok((manager, identity))
+}
+
+fn manager_config(
+    site: &Site,
+    (node_id, start): (NodeId, Start),
+    addresses: Vec<String>,
+) -> ManagerConfig {
+    let config = &site.config;
+    ManagerConfig {
+        node_id,
+        state_dir: site.state.path().to_owned(),
+        timing: Timing {
+            tick: crate::config::TICK,
+            heartbeat_ticks: config.heartbeat_ticks,
+            election_ticks: config.election_ticks,
+        },
+        addresses,
+        says: host::said(config),
+        here: host::addresses,
+        start,
+        resolver: Arc::new(RegistryResolver(config.registries.clone())),
+        seal: site.seal.clone(),
+    }
 }
 
 /// Founds a cluster, in the log of its first manager and in its identity on disk.

@@ -212,16 +212,14 @@ impl Node {
             return self.free(id).await.map(|()| None);
         };
         let how = spec::Stop::of_labels(&container.labels);
-        let process = match asked.1? {
-            Process::Silent => {
-                let limit = match patience {
-                    Patience::Grace => SILENCE_MAX.max(how.grace),
-                    Patience::None => Duration::ZERO,
-                };
-                self.process_within(id, limit).await?
-            }
-            other => other,
-        };
+        let mut process = asked.1?;
+        if process == Process::Silent {
+            let limit = match patience {
+                Patience::Grace => SILENCE_MAX.max(how.grace),
+                Patience::None => Duration::ZERO,
+            };
+            process = self.process_within(id, limit).await?;
+        }
         match process {
             Process::Absent => {
                 self.free(id).await?;

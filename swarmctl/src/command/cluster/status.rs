@@ -558,8 +558,10 @@ mod tests {
             Level::Degraded,
             "db (1/2)",
         );
-        let mut node = pb::Node::default();
-        node.id = "n9".to_owned();
+        let node = pb::Node {
+            id: "n9".to_owned(),
+            ..Default::default()
+        };
         let mut down = cluster(vec![manager("m1", None)]);
         down.nodes.push(node);
         says(
