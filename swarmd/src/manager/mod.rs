@@ -289,7 +289,7 @@ impl Manager {
             own: self.node_id,
             security,
             whereabouts: self.raft.whereabouts(),
-            leadership: self.raft.leadership(),
+            membership: self.raft.membership(),
             told,
         }
     }

@@ -1,4 +1,4 @@
-//! A manager that knows no leader looks for the others where the operator said that one is.
+//! A manager that hears no leader looks for the others where the operator said that one is.
 //!
 //! Its log says where they were. When all of them have moved that leads nowhere, and one address of one of them is enough: who
 //! answers there says by its certificate who it is ([`super::raft::Whereabouts`]), is called from then on, and hears by that
@@ -8,9 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use swarm_proto::id::NodeId;
-use tokio::sync::watch;
 
-use super::raft::{Leadership, Whereabouts};
+use super::members::HEARD_WITHIN;
+use super::raft::{Membership, Whereabouts};
+use super::store::machine::StoreMachine;
 use crate::ca::{SecurityConfig, who_is_at};
 
 /// First pause between rounds, and the longest: each is twice the one before.
@@ -24,35 +25,31 @@ pub(crate) struct Seeker {
     pub(crate) own: NodeId,
     pub(crate) security: SecurityConfig,
     pub(crate) whereabouts: Arc<Whereabouts>,
-    pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) membership: Membership<StoreMachine>,
     /// What the operator named (`--join-addr`).
     pub(crate) told: Vec<String>,
 }
 
 impl Seeker {
-    /// Looks whenever there is no leader, as long as there is consensus.
-    pub(crate) async fn run(mut self) {
+    /// Looks whenever no leader is heard. Who led when this manager was stopped is known from its log, and says nothing of
+    /// whether it can be reached.
+    pub(crate) async fn run(self) {
         if self.told.is_empty() {
             return;
         }
         let clock = self.security.clock().clone();
         let mut pause = PAUSE;
         loop {
-            let lost = self.leadership.wait_for(|now| match now {
-                Leadership::None => true,
-                Leadership::Leader { .. } | Leadership::Follower { .. } => false,
-            });
-            if lost.await.is_err() {
-                return;
+            if self.membership.age().is_some_and(|age| age < HEARD_WITHIN) {
+                pause = PAUSE;
+                // Silence announces itself by no event.
+                clock.sleep(HEARD_WITHIN).await;
+                continue;
             }
             let found = self.told.iter().map(|address| self.look(address));
             futures::future::join_all(found).await;
-            let led = self.leadership.wait_for(|now| *now != Leadership::None);
-            pause = match clock.timeout(pause, led).await {
-                Ok(Ok(_)) => PAUSE,
-                Ok(Err(_)) => return,
-                Err(_) => (2 * pause).min(PAUSE_MAX),
-            };
+            clock.sleep(pause).await;
+            pause = (2 * pause).min(PAUSE_MAX);
         }
     }
 

@@ -18,6 +18,8 @@ use crate::resolve::{node_name, service_name};
 
 /// A manager that has answered the leader within this time is there, as in `node ls`.
 const HEARD_WITHIN: Duration = Duration::from_secs(2);
+/// A leader that was not heard for so long is none.
+const LEADER_SILENT: Duration = Duration::from_secs(5);
 /// Entries that a manager may be behind in the middle of writes.
 const BEHIND_MAX: u64 = 1000;
 /// A certificate is renewed at four fifths of its life at the latest: one that ends so soon is not.
@@ -198,7 +200,9 @@ impl Facts {
         let view = self.local.consensus.clone().unwrap_or_default();
         let voters: Vec<&own::ManagerView> = view.managers.iter().filter(|m| m.voter).collect();
         let majority = voters.len() / 2 + 1;
-        if !view.leader.is_empty() {
+        // The leader of the last election may be gone, or out of reach.
+        let heard = view.age_ms.map(Duration::from_millis);
+        if heard.is_some_and(|ago| ago < LEADER_SILENT) && !view.leader.is_empty() {
             return format!("the managers do not answer: {error}");
         }
         let others = voters.iter().filter(|manager| !manager.answers);
