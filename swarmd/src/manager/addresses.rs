@@ -174,17 +174,7 @@ mod tests {
             };
             (*id, status)
         });
-        RaftStatus {
-            id: 1,
-            term: 1,
-            leader: Some(1),
-            last_log: 0,
-            applied: 0,
-            snapshot: 0,
-            purged: 0,
-            settled: true,
-            members: each.collect(),
-        }
+        RaftStatus::led(each.collect())
     }
 
     /// What member 2 should be known by, where it is known at `old:1`, answers or not, and is heard of so.

@@ -238,17 +238,7 @@ mod tests {
                 matched: Some(id),
                 heard: (!silent.contains_key(&id)).then_some(Duration::ZERO),
             };
-            let status = RaftStatus {
-                id: 1,
-                term: 1,
-                leader: Some(1),
-                last_log: 0,
-                applied: 0,
-                snapshot: 0,
-                purged: 0,
-                settled: true,
-                members: (1..=count).map(|id| (id, member(id))).collect(),
-            };
+            let status = RaftStatus::led((1..=count).map(|id| (id, member(id))).collect());
             Self {
                 state,
                 status,

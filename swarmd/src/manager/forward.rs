@@ -27,6 +27,7 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::authorize::{Caller, Who, is_leaders};
 use super::raft::{Leadership, Member, RaftId, Whereabouts};
 use super::server::MESSAGE_MAX;
+use super::stale::{self, Stale};
 use crate::ca::{ConnectError, SecurityConfig, connect_lazy_to};
 
 /// How long a request waits for a leader: some elections.
@@ -310,9 +311,14 @@ impl fmt::Debug for Forwarder {
     }
 }
 
-/// Sends on what the leader answers; stands behind [`super::authorize::AuthorizeLayer`], which says who calls.
+/// Sends on what the leader answers, unless the caller takes what is here; stands behind [`super::authorize::AuthorizeLayer`], which says who calls.
 #[derive(Debug, Clone)]
-pub(crate) struct ForwardLayer(pub(crate) Option<Arc<Forwarder>>);
+pub(crate) struct ForwardLayer {
+    /// None on a worker, which has no leader to ask for others.
+    pub(crate) forwarder: Option<Arc<Forwarder>>,
+    /// Answers who takes what is here; none where nobody may ask for that.
+    pub(crate) stale: Option<Stale>,
+}
 
 impl<S> Layer<S> for ForwardLayer {
     type Service = Forward<S>;
@@ -320,7 +326,7 @@ impl<S> Layer<S> for ForwardLayer {
     fn layer(&self, inner: S) -> Forward<S> {
         Forward {
             inner,
-            forwarder: self.0.clone(),
+            to: self.clone(),
         }
     }
 }
@@ -329,8 +335,7 @@ impl<S> Layer<S> for ForwardLayer {
 #[derive(Debug, Clone)]
 pub(crate) struct Forward<S> {
     inner: S,
-    /// None on a worker, which has no leader to ask for others.
-    forwarder: Option<Arc<Forwarder>>,
+    to: ForwardLayer,
 }
 
 type Answer<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
@@ -349,7 +354,11 @@ where
     }
 
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        let forwarder = match &self.forwarder {
+        if let Some(stale) = self.to.stale.as_ref().filter(|_| stale::is_asked(&request)) {
+            let answer = stale.clone().answer(request);
+            return Either::Right(Box::pin(async move { Ok(answer.await) }));
+        }
+        let forwarder = match &self.to.forwarder {
             Some(forwarder) if is_leaders(request.uri().path()) && !forwarder.leads() => {
                 Arc::clone(forwarder)
             }

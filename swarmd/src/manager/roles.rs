@@ -303,19 +303,11 @@ mod tests {
             matched: Some(id),
             heard: (!down.contains(&id)).then_some(Duration::ZERO),
         };
-        RaftStatus {
-            id: 1,
-            term: 1,
-            leader: Some(1),
-            last_log: 0,
-            applied: 0,
-            snapshot: 0,
-            purged: 0,
-            settled: true,
-            members: (1..4)
+        RaftStatus::led(
+            (1..4)
                 .map(|id| (id, member(id)))
                 .collect::<BTreeMap<_, _>>(),
-        }
+        )
     }
 
     #[test]

@@ -5,10 +5,8 @@
 //! manager at hand, and the answer says what it is worth: the index of the log that the state is of, and by how much it
 //! may lag at most.
 
-use std::pin::Pin;
-use std::task::{Context, Poll};
+use std::fmt;
 
-use futures::future::Either;
 use http::{HeaderName, HeaderValue};
 use swarm_proto::own::operator_server::OperatorServer;
 use swarm_proto::pb::control_server::ControlServer;
@@ -16,7 +14,7 @@ use swarm_proto::stale::{AGE_MS, INDEX, STALE};
 use tonic::Status;
 use tonic::body::Body;
 use tonic::service::Routes;
-use tower::{Layer, Service};
+use tower::Service as _;
 
 use super::raft::Membership;
 use super::store::machine::StoreMachine;
@@ -28,6 +26,12 @@ use crate::operator::Operator;
 pub(crate) struct Stale {
     routes: Routes,
     membership: Membership<StoreMachine>,
+}
+
+impl fmt::Debug for Stale {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Stale").finish_non_exhaustive()
+    }
 }
 
 impl Stale {
@@ -54,7 +58,7 @@ impl Stale {
         ]
     }
 
-    async fn answer(mut self, request: http::Request<Body>) -> http::Response<Body> {
+    pub(super) async fn answer(mut self, request: http::Request<Body>) -> http::Response<Body> {
         if !is_read(request.uri().path()) {
             let text =
                 "only what reads the cluster can be answered without the leader: leave out --stale";
@@ -87,51 +91,9 @@ fn is_read(path: &str) -> bool {
     }
 }
 
-/// Answers the requests that ask for it by [`Stale`]; none on a node without state.
-#[derive(Clone)]
-pub(crate) struct StaleLayer(pub(crate) Option<Stale>);
-
-impl<S> Layer<S> for StaleLayer {
-    type Service = StaleService<S>;
-
-    fn layer(&self, inner: S) -> StaleService<S> {
-        StaleService {
-            inner,
-            stale: self.0.clone(),
-        }
-    }
-}
-
-/// See [`StaleLayer`].
-#[derive(Clone)]
-pub(crate) struct StaleService<S> {
-    inner: S,
-    stale: Option<Stale>,
-}
-
-type Answer<E> = Pin<Box<dyn Future<Output = Result<http::Response<Body>, E>> + Send>>;
-
-impl<S> Service<http::Request<Body>> for StaleService<S>
-where
-    S: Service<http::Request<Body>, Response = http::Response<Body>>,
-{
-    type Response = http::Response<Body>;
-    type Error = S::Error;
-    type Future = Either<S::Future, Answer<S::Error>>;
-
-    fn poll_ready(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), S::Error>> {
-        self.inner.poll_ready(cx)
-    }
-
-    fn call(&mut self, request: http::Request<Body>) -> Self::Future {
-        match &self.stale {
-            Some(stale) if request.headers().contains_key(STALE) => {
-                let stale = stale.clone();
-                Either::Right(Box::pin(async move { Ok(stale.answer(request).await) }))
-            }
-            Some(_) | None => Either::Left(self.inner.call(request)),
-        }
-    }
+/// Whether the caller takes what is here.
+pub(super) fn is_asked(request: &http::Request<Body>) -> bool {
+    request.headers().contains_key(STALE)
 }
 
 #[cfg(test)]

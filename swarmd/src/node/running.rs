@@ -21,7 +21,7 @@ use crate::manager::authorize::AuthorizeLayer;
 use crate::manager::forward::{ForwardLayer, Forwarder};
 use crate::manager::joining::Joiner;
 use crate::manager::raft::Fenced;
-use crate::manager::stale::{Stale, StaleLayer};
+use crate::manager::stale::Stale;
 use crate::manager::{Manager, server};
 use crate::metrics;
 use crate::operator::LeaveOrder;
@@ -96,8 +96,7 @@ impl Running {
         self.servers.spawn(async move {
             let mut server = server::builder()
                 .layer(layer)
-                .layer(StaleLayer(stale))
-                .layer(ForwardLayer(forwarder));
+                .layer(ForwardLayer { forwarder, stale });
             let server = server.add_routes(routes);
             let stop = cancel.cancelled_owned();
             if let Err(error) = server.serve_with_incoming_shutdown(socket, stop).await {
@@ -208,9 +207,10 @@ impl Running {
                 }
             };
             tracing::info!(address = %incoming.local_addr(), "manager API is open");
-            let mut server = server::builder()
-                .layer(layer)
-                .layer(ForwardLayer(forwarder));
+            let mut server = server::builder().layer(layer).layer(ForwardLayer {
+                forwarder,
+                stale: None,
+            });
             let server = server.add_routes(routes);
             let stop = cancel.cancelled_owned();
             if let Err(error) = server.serve_with_incoming_shutdown(incoming, stop).await {

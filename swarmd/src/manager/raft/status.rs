@@ -77,6 +77,24 @@ pub struct MemberStatus {
     pub heard: Option<Duration>,
 }
 
+#[cfg(test)]
+impl RaftStatus {
+    /// Member 1 leads these, with nothing in the log.
+    pub(crate) fn led(members: BTreeMap<RaftId, MemberStatus>) -> Self {
+        Self {
+            id: 1,
+            term: 1,
+            leader: Some(1),
+            last_log: 0,
+            applied: 0,
+            snapshot: 0,
+            purged: 0,
+            settled: true,
+            members,
+        }
+    }
+}
+
 /// Where consensus stands now.
 pub(crate) fn read<M: Machine>(raft: &Raft<Types, StateMachine<M>>) -> RaftStatus {
     let metrics = raft.metrics().borrow_watched().clone();
