@@ -31,6 +31,8 @@ pub mod registry;
 pub mod requirement;
 pub mod simulated;
 pub mod step;
+#[cfg(test)]
+mod testing;
 pub mod tool;
 
 pub use error::Error;

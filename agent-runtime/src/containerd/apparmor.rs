@@ -261,9 +261,8 @@ profile {PROFILE} flags=(attach_disconnected,mediate_deleted) {{
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
+    use crate::testing::program;
 
     struct Host {
         dir: tempfile::TempDir,
@@ -292,12 +291,11 @@ mod tests {
             let path = self.path("parser");
             let (text, loaded) = (self.path("text"), self.path("loaded"));
             let script = format!(
-                "#!/bin/sh\nTEXT={} LOADED={}\n{script}\n",
+                "TEXT={} LOADED={}\n{script}",
                 text.display(),
                 loaded.display()
             );
-            std::fs::write(&path, script).unwrap();
-            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).unwrap();
+            program(&path, &script);
             path
         }
 

@@ -101,7 +101,10 @@ impl ContainerdController {
         if let Some(exit) = self.exit_when_stopped() {
             return Ok(Some(exit));
         }
-        if let Some(exit) = self.node.exit_recorded(self.id()).await? {
+        // Nobody has recorded one of a process that this controller has just started.
+        if self.made.is_none()
+            && let Some(exit) = self.node.exit_recorded(self.id()).await?
+        {
             return Ok(Some(exit));
         }
         let failure = match self.node.containers.wait(self.id()).await {

@@ -58,7 +58,7 @@ pub(super) struct Input<'a> {
 
 /// Builds the spec.
 pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
-    let security = Security::read(input.container)?;
+    let mut security = Security::read(input.container)?;
     let (masked, read_only) = hidden_paths();
     let mut all_mounts = mounts::kernel(input.container.shm_bytes);
     all_mounts.extend(input.mounts.iter().cloned());
@@ -77,7 +77,7 @@ pub(super) fn build(input: &Input<'_>) -> Result<Value, Error> {
         let devices: Vec<Value> = input.devices.iter().map(Device::node).collect();
         set(&mut linux, "devices", Some(devices.into()));
     }
-    set(&mut linux, "seccomp", security.seccomp.clone());
+    set(&mut linux, "seccomp", security.seccomp.take());
     set(
         &mut linux,
         "mountLabel",

@@ -107,17 +107,14 @@ async fn ask(program: &str, server: &str) -> Result<Option<Credentials>, String>
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt as _;
-
     use super::*;
+    use crate::testing;
 
     /// A helper that does what the script says.
     async fn asked(script: &str) -> Result<Option<Credentials>, String> {
         let directory = tempfile::tempdir().unwrap();
         let program = directory.path().join("docker-credential-test");
-        std::fs::write(&program, format!("#!/bin/sh\n{script}\n")).unwrap();
-        let executable = std::fs::Permissions::from_mode(0o755);
-        std::fs::set_permissions(&program, executable).unwrap();
+        testing::program(&program, script);
         ask(program.to_str().unwrap(), "reg.test").await
     }
 
