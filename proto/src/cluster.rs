@@ -4,6 +4,7 @@
 
 use std::time::Duration;
 
+use crate::external_ca::{EXTERNAL_CAS_MAX, check_url};
 use crate::invalid::{Faults, InvalidSpec, shown};
 use crate::pb;
 
@@ -143,14 +144,18 @@ fn check_name(faults: &mut Faults, wire: &pb::ClusterSpec) {
 }
 
 fn check_external_cas(faults: &mut Faults, ca: Option<&pb::CaConfig>) {
-    for (i, external) in ca.iter().flat_map(|ca| &ca.external_cas).enumerate() {
+    let given = ca.map_or(&[][..], |ca| &ca.external_cas);
+    if given.len() > EXTERNAL_CAS_MAX {
+        faults.add(
+            "ca_config.external_cas",
+            format!("{} of them; give at most {EXTERNAL_CAS_MAX}", given.len()),
+        );
+    }
+    for (i, external) in given.iter().take(EXTERNAL_CAS_MAX).enumerate() {
         let field = format!("ca_config.external_cas[{i}]");
         let _: Option<pb::external_ca::CaProtocol> =
             faults.known(format!("{field}.protocol"), external.protocol, "CFSSL");
-        if !external.url.starts_with("https://") {
-            let reason = format!("{} is not an https:// address", shown(&external.url));
-            faults.add(format!("{field}.url"), reason);
-        }
+        faults.take(format!("{field}.url"), check_url(&external.url));
     }
 }
 

@@ -9,6 +9,7 @@
 //! - [`unserved`]: what specs may ask for and no node of this version does.
 //! - [`log_driver`]: what becomes of a container's output.
 //! - [`json`]: any message as JSON, by its descriptors.
+//! - [`external_ca`]: external CAs as operators say them; [`fields`]: the CSV of long flag values.
 //! - [`amount`]: sizes, counts and times as texts.
 //! - [`reference`](mod@reference), [`signal`], [`privileges`], [`registry_auth`]: small languages
 //!   inside a container's spec.
@@ -41,6 +42,8 @@ mod container;
 pub mod defaults;
 mod dependencies;
 pub mod described;
+pub mod external_ca;
+pub mod fields;
 mod generic;
 mod health;
 pub mod id;
