@@ -167,7 +167,10 @@ impl Cluster {
         stream.read_to_string(&mut text).await?;
         let mut lines = text.lines();
         let applied = lines.find_map(|line| line.strip_prefix("swarm_raft_applied_index "));
-        Ok(applied.ok_or("no applied index is told")?.trim().parse()?)
+        let applied = applied.ok_or("no applied index is told")?.trim();
+        // Told as a decimal number.
+        let whole = applied.split_once('.').map_or(applied, |(whole, _)| whole);
+        Ok(whole.parse()?)
     }
 
     /// Those that are not the first.

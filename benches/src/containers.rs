@@ -18,7 +18,7 @@ use super::report::{Report, round, say, spread};
 
 const HOSTS: usize = 3;
 const CONTAINERS: usize = 30;
-const RUNS: usize = 5;
+const RUNS: usize = 9;
 /// What ours must stay below, of the time of the plain client.
 const BAR: f64 = 1.15;
 const MANY: usize = 100;
@@ -26,6 +26,8 @@ const MIB: u64 = 1 << 20;
 /// Longest wait for anything.
 const PATIENCE: Duration = Duration::from_secs(60);
 const LOOK: Duration = Duration::from_millis(5);
+/// The same while most of it is yet to come, beside that.
+const LOOK_EARLY: Duration = Duration::from_millis(20);
 /// Time for a subscription to be made.
 const LISTEN: Duration = Duration::from_millis(200);
 /// Quiet time before memory is read.
@@ -175,8 +177,12 @@ impl Hosts {
             };
             let answer = self.control.list_service_statuses(request).await?;
             let mut statuses = answer.into_inner().statuses.into_iter();
-            if statuses.any(|status| status.running_tasks == replicas as u64) {
-                return Ok(begin.elapsed().as_secs_f64());
+            let running = statuses.next().map_or(0, |status| status.running_tasks);
+            match (replicas as u64).saturating_sub(running) {
+                0 => return Ok(begin.elapsed().as_secs_f64()),
+                // Who looks takes of the processors that are measured.
+                4.. => tokio::time::sleep(LOOK_EARLY).await,
+                1..4 => {}
             }
             pause(begin, "tasks are not RUNNING").await?;
         }

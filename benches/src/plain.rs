@@ -27,6 +27,9 @@ use super::Failure;
 /// Containers under way at once: what swarmd has under way on two processors.
 const AT_ONCE: usize = 8;
 const SIGTERM: u32 = 15;
+const SIGKILL: u32 = 9;
+/// How long a container may take to end: Docker's default.
+const GRACE: std::time::Duration = std::time::Duration::from_secs(10);
 
 /// Calls of one containerd.
 #[derive(Debug, Clone)]
@@ -181,18 +184,32 @@ impl Plain {
         Ok(())
     }
 
-    async fn remove(&self, like: &Like) -> Result<(), Failure> {
+    async fn kill(&self, like: &Like, signal: u32) -> Result<(), Failure> {
         let request = KillRequest {
             container_id: like.id.clone(),
-            signal: SIGTERM,
+            signal,
             ..Default::default()
         };
         self.tasks().kill(of(&like.namespace, request)?).await?;
-        let request = WaitRequest {
+        Ok(())
+    }
+
+    async fn remove(&self, like: &Like) -> Result<(), Failure> {
+        self.kill(like, SIGTERM).await?;
+        let request = || WaitRequest {
             container_id: like.id.clone(),
             ..Default::default()
         };
-        self.tasks().wait(of(&like.namespace, request)?).await?;
+        let mut tasks = self.tasks();
+        let ended = tasks.wait(of(&like.namespace, request())?);
+        match tokio::time::timeout(GRACE, ended).await {
+            Ok(ended) => drop(ended?),
+            // The signal came before the program handled it.
+            Err(_) => {
+                self.kill(like, SIGKILL).await?;
+                self.tasks().wait(of(&like.namespace, request())?).await?;
+            }
+        }
         let request = DeleteTaskRequest {
             container_id: like.id.clone(),
         };

@@ -292,7 +292,8 @@ impl Client {
             let before = node.spec.clone().unwrap_or_default();
             let mut spec = before.clone();
             change(&mut spec)?;
-            if spec == before {
+            // By force it may be said again: what it takes may not have been so before.
+            if spec == before && force == Force::No {
                 return Ok(None);
             }
             let request = self.request(pb::UpdateNodeRequest {

@@ -163,26 +163,17 @@ Exit codes: 0 all could be read, 1 something could not and is named under \"prob
 /// SwarmKit's flags for what this version has not got: told by name, rather than as unknown.
 #[derive(Debug, Clone, Default, Args)]
 struct Unserved {
-    #[arg(long, hide = true, value_name = "SPEC")]
-    external_ca: Vec<String>,
     #[arg(long, hide = true, value_name = "ADDR")]
     listen_debug: Option<String>,
 }
 
 impl Unserved {
     fn errors(&self) -> Vec<String> {
-        let given = [
-            (
-                !self.external_ca.is_empty(),
-                "external-ca",
-                "the managers are the CA",
-            ),
-            (
-                self.listen_debug.is_some(),
-                "listen-debug",
-                "there is no debug server",
-            ),
-        ];
+        let given = [(
+            self.listen_debug.is_some(),
+            "listen-debug",
+            "there is no debug server",
+        )];
         let given = given.into_iter().filter(|(given, ..)| *given);
         given
             .map(|(_, flag, what)| {
@@ -244,6 +235,12 @@ struct Settings {
     #[arg(long, env = "SWARMD_AUTOLOCK")]
     #[serde(default)]
     autolock: bool,
+    /// Where a cluster is founded: external CA that signs node certificates, protocol=cfssl,url=https://…[,cacert=FILE]; its
+    /// server and its clients are verified by the cluster's root. Repeatable: asked in this order. Later:
+    /// `swarmctl cluster update --external-ca`
+    #[arg(long, env = "SWARMD_EXTERNAL_CA", value_name = "CA")]
+    #[serde(default)]
+    external_ca: Vec<String>,
     /// Key that unlocks this manager; without it a locked one waits for `swarmctl cluster unlock`
     #[arg(
         long,
@@ -400,6 +397,8 @@ pub struct Config {
     pub force_new_cluster: Option<ForceNewCluster>,
     /// A cluster that is founded has locked managers.
     pub autolock: bool,
+    /// External CAs of a cluster that is founded.
+    pub external_cas: Vec<swarm_proto::pb::ExternalCa>,
     /// What unlocks this manager.
     pub unlock_key: Option<UnlockKey>,
     /// containerd's socket.
@@ -524,6 +523,7 @@ impl Settings {
             join_addr: self.join_addr.or(other.join_addr),
             force_new_cluster: self.force_new_cluster.or(other.force_new_cluster),
             autolock: self.autolock || other.autolock,
+            external_ca: list(self.external_ca, other.external_ca),
             unlock_key: key(self.unlock_key, other.unlock_key),
             unlock_key_file: key(self.unlock_key_file, other.unlock_key_file),
             engine_addr: self.engine_addr.or(other.engine_addr),

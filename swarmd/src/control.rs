@@ -35,11 +35,14 @@ pub(crate) async fn leave(socket: &Path, force: bool) -> Result<String, String> 
         .await
         .map_err(|status| status.message().to_owned())?
         .into_inner();
-    let told = match left.acknowledged {
-        true => "",
-        false => "; no manager could be told",
-    };
     let tasks = amount::count(left.removed_tasks, "task");
+    let told = match left.acknowledged {
+        true => String::new(),
+        false => format!(
+            "; no manager has agreed ({}): `swarmctl node demote` and `swarmctl node rm` of this node on a manager make it forgotten",
+            left.reason
+        ),
+    };
     Ok(format!("left the cluster, {tasks} removed{told}"))
 }
 

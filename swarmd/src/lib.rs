@@ -5,6 +5,7 @@
 //! - [`manager`]: one log, one writer, one pass. [`agent`]: runs the tasks it is given. They never
 //!   import each other: also on the same host they meet over gRPC.
 //! - [`images`]: this node's images, and what tags mean.
+//! - `metrics`: what Prometheus is told; `latency`: how long things take.
 //! - [`ca`]: identity, certificates, TLS. [`seal`]: secrets on disk. [`clock`]: the only clock.
 //! - [`process`]: what a simulation needs to run several daemons in one thread.
 
@@ -19,6 +20,7 @@ mod dump;
 mod executors;
 mod host;
 pub mod images;
+mod latency;
 pub mod manager;
 mod metrics;
 pub mod node;

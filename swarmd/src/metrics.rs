@@ -4,8 +4,9 @@
 //! GET /metrics ─ look at the node, the state, consensus and the tasks as they are now ─ text
 //! ```
 //!
-//! Nothing is counted on the side: what is told is read from what decides, when it is asked for. Names that
-//! SwarmKit has are kept; the others are ours. The text is OpenMetrics, which Prometheus asks for first.
+//! Nothing is counted on the side but how long things take ([`crate::latency`]): the rest is read from what decides, when
+//! it is asked for. Names that SwarmKit has are kept; the others are ours: docs/metrics.md lists all. The text is
+//! OpenMetrics, which Prometheus asks for first.
 //!
 //! Whoever reaches the address reads them: they name nodes and tasks, and no secret.
 
@@ -28,9 +29,10 @@ use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use crate::agent::AgentStatus;
+use crate::agent::operations::Operations;
 use crate::ca::SecurityConfig;
 use crate::clock::Clock;
-use crate::manager::raft::{Leadership, Membership};
+use crate::manager::raft::{Leadership, Membership, RaftLatencies};
 use crate::manager::store::machine::StoreMachine;
 use crate::manager::writer::Store;
 use text::{Manager, Node, Numbers};
@@ -49,6 +51,7 @@ pub(crate) struct ManagerSources {
     pub(crate) store: Store,
     pub(crate) membership: Membership<StoreMachine>,
     pub(crate) leadership: watch::Receiver<Leadership>,
+    pub(crate) raft: RaftLatencies,
 }
 
 /// What there is to look at.
@@ -57,6 +60,8 @@ pub(crate) struct Sources {
     pub(crate) security: SecurityConfig,
     pub(crate) agent: watch::Receiver<AgentStatus>,
     pub(crate) executor: Arc<dyn Executor>,
+    /// How long it takes.
+    pub(crate) operations: Arc<Operations>,
     pub(crate) manager: Option<ManagerSources>,
 }
 
@@ -74,11 +79,14 @@ impl Sources {
         let usage = self.executor.usage().await;
         let manager = self.manager.clone().map(|sources| {
             let leads = sources.leadership.borrow().term().is_some();
-            Manager::of(&sources.store.view(), &sources.membership.status(), leads)
+            let latencies = text::latencies(sources.store.latencies(), &sources.raft);
+            let status = sources.membership.status();
+            Manager::of(&sources.store.view(), &status, leads).taking(latencies)
         });
         Numbers {
             node,
             usage,
+            operations: self.operations.counts(),
             manager,
         }
     }

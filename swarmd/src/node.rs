@@ -13,6 +13,7 @@
 //! order over the control socket that empties the node.
 
 mod forced;
+mod identity;
 mod locked;
 mod running;
 
@@ -29,8 +30,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::agent::{Agent, AgentConfig, AgentStatus};
 use crate::ca::{
-    ControlSocket, ExpiredCertificate, IdentityDir, JoinRequest, NodeIdentity, Renewer, Role,
-    SecurityConfig, UnlockKey, fetch_sealing, join,
+    ControlSocket, IdentityDir, NodeIdentity, Renewer, Role, SecurityConfig, UnlockKey,
 };
 use crate::clock::Clock;
 use crate::config::{Config, ExecutorKind};
@@ -38,13 +38,14 @@ use crate::images::{LocalImages, RegistryResolver};
 use crate::manager::raft::{Fenced, FencedService, Gate, Start, StorageError, Timing};
 use crate::manager::recovery::{self, Forced};
 use crate::manager::stale;
-use crate::manager::{Manager, ManagerConfig, bootstrap, random_id, server};
+use crate::manager::{Manager, ManagerConfig, bootstrap, server};
 use crate::operator::{ClusterState, Facts, LeaveOrder, Operator};
 use crate::seal::{Seal, Sealing};
 use crate::state_dir::StateDir;
 use crate::worker_api::{self, AskManager};
 use crate::{executors, host, service_manager};
 use forced::{force_new_cluster, start_anew};
+use identity::start_identity;
 use locked::Lock;
 use running::{End, Running, heed};
 
@@ -208,95 +209,6 @@ enum Known {
         node_id: NodeId,
         availability: Availability,
     },
-}
-
-async fn start_identity(
-    config: &Config,
-    (state, seal): (&StateDir, &Seal),
-    clock: &Clock,
-) -> Result<Known, NodeError> {
-    let dir = IdentityDir::sealed(state.path(), seal.clone());
-    if let Some(identity) = known_identity(config, &dir, clock)? {
-        state.end_bootstrap()?;
-        return Ok(Known::Identity(identity));
-    }
-    let availability = first_availability(config).await;
-    if let Some(join_to) = &config.join {
-        let request = JoinRequest {
-            addrs: join_to.addrs.clone(),
-            token: join_to.token.clone(),
-            availability,
-        };
-        let identity = join(&request, clock).await?;
-        state.remember_manager(join_to.first())?;
-        if identity.role() == Role::Manager {
-            // Its first secret is kept as the others keep theirs.
-            let sealing = fetch_sealing(&identity, &join_to.addrs, clock).await;
-            seal.adopt(&sealing.map_err(crate::ca::JoinError::from)?);
-            state.begin_join(join_to.first())?;
-        }
-        if config.autolock {
-            tracing::warn!(
-                "--autolock counts only where a cluster is founded; this one's setting stays as it is"
-            );
-        }
-        dir.store(&identity)?;
-        return Ok(Known::Identity(identity));
-    }
-    if !config.join_addrs.is_empty() {
-        return Err(NodeError::Refused(
-            "--join-addr: this node has no certificate yet and needs --join-token; get one on a \
-             manager with `swarmctl cluster join-token worker`"
-                .to_owned(),
-        ));
-    }
-    if state.has_raft() && !state.in_bootstrap() {
-        return Err(NodeError::Refused(format!(
-            "state dir {} has a cluster's log and no certificate: restore its certificates \
-             directory, or start over with an empty --state-dir",
-            state.path().display()
-        )));
-    }
-    Ok(Known::Founder {
-        node_id: NodeId::from_raw(random_id()),
-        availability,
-    })
-}
-
-/// The identity on disk. Expired, it is of use only to a manager that is about to replace it.
-fn known_identity(
-    config: &Config,
-    dir: &IdentityDir,
-    clock: &Clock,
-) -> Result<Option<NodeIdentity>, NodeError> {
-    if config.force_new_cluster.is_some() {
-        let known = dir.load(clock.now(), ExpiredCertificate::Allow)?;
-        if known.as_ref().is_some_and(|i| i.role() == Role::Worker) {
-            return Err(NodeError::Refused(
-                "--force-new-cluster: this node is a worker and has no cluster to start anew; leave the flag out"
-                    .to_owned(),
-            ));
-        }
-        if known.is_none() {
-            return Err(NodeError::Refused(format!(
-                "--force-new-cluster: state dir {} holds no cluster to start anew; name the one that does with \
-                 --state-dir, or leave the flag out to found a cluster",
-                config.state_dir.display()
-            )));
-        }
-        return Ok(known);
-    }
-    let known = dir.load(clock.now(), ExpiredCertificate::Refuse)?;
-    if let (Some(identity), Some(join)) = (&known, &config.join)
-        && !dir.has_had_root(identity, join.token.digest())?
-    {
-        return Err(NodeError::Refused(format!(
-            "--join-token: this node is in cluster {}, and the token is another cluster's; leave the join flags out \
-             to go on in it, or run `swarmd leave` first, or choose another --state-dir",
-            identity.cluster_id()
-        )));
-    }
-    Ok(known)
 }
 
 /// A node that can't run containers joins drained: visible, and given nothing.
@@ -516,6 +428,7 @@ async fn start_manager(site: &Site, known: Known) -> Result<(Manager, NodeIdenti
                 node_id,
                 availability,
                 unlock_key,
+                external_cas: site.config.external_cas.clone(),
             };
             found(site, &manager, founder).await?
         }
@@ -672,6 +585,7 @@ async fn start(
         security,
         clock,
         asked,
+        joining: cancel.child_token(),
         cancel,
         tasks,
         servers: JoinSet::new(),

@@ -3,6 +3,7 @@
 
 use swarm_proto::own;
 use swarm_proto::own::operator_server::Operator as Service;
+use swarm_proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tonic::{Request, Response, Status};
 
@@ -154,10 +155,8 @@ impl Service for Operator {
                 ClusterState::Here(_) => String::new(),
                 ClusterState::Elsewhere(ask) => ask.fenced().unwrap_or_default().to_owned(),
             },
-            certificate_ends: identity
-                .not_after()
-                .to_wire()
-                .map_or(0, |time| time.seconds),
+            certificate_ends: seconds(identity.not_after()),
+            certificate_begins: seconds(identity.not_before()),
             consensus: match &self.cluster {
                 ClusterState::Here(here) => Some(here.consensus()),
                 ClusterState::Elsewhere(_) => None,
@@ -193,4 +192,9 @@ impl Service for Operator {
             Err(_) => Err(stopping()),
         }
     }
+}
+
+/// Seconds since 1970; 0 for a time that can't be told.
+fn seconds(time: Timestamp) -> i64 {
+    time.to_wire().map_or(0, |time| time.seconds)
 }

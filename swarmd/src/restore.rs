@@ -204,11 +204,11 @@ mod tests {
     use crate::config::Cli;
     use crate::manager::autolock::{Rotate, decide};
     use crate::manager::bootstrap;
-    use crate::manager::raft::{check_key, read_former};
+    use crate::manager::raft::{Epoch, Gate, check_key, read_former};
     use crate::seal::Seal;
 
     /// A backup of a cluster with a manager, and one that an earlier recovery left behind.
-    fn backup(dir: &Path, autolock: bool) -> (PathBuf, Option<UnlockKey>) {
+    fn backup(dir: &Path, autolock: bool, epoch: Epoch) -> (PathBuf, Option<UnlockKey>) {
         let now = Clock::real().now();
         let mut cluster = bootstrap::cluster(&RootCa::generate(now).unwrap(), now).unwrap();
         cluster.spec.encryption_config = Some(pb::EncryptionConfig {
@@ -227,6 +227,7 @@ mod tests {
         let header = own::BackupHeader {
             members: vec![member(1)],
             former: vec![member(2)],
+            epoch: Some(epoch.to_wire()),
             ..backup::header_of(&state, 7, now)
         };
         let path = dir.join("cluster.backup");
@@ -247,7 +248,7 @@ mod tests {
     #[test]
     fn what_is_restored_under_autolock_is_locked_by_a_key_that_can_be_shown() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, key) = backup(dir.path(), true);
+        let (path, key) = backup(dir.path(), true, Epoch::FIRST);
         let key = key.unwrap();
         let id = KeyId::of(&key).to_string();
         let said = check(&path).unwrap();
@@ -278,11 +279,28 @@ mod tests {
     #[test]
     fn without_autolock_there_is_no_key_to_show() {
         let dir = tempfile::tempdir().unwrap();
-        let (path, _) = backup(dir.path(), false);
+        let (path, _) = backup(dir.path(), false, Epoch::FIRST);
         let said = check(&path).unwrap();
         assert!(said.contains("Autolock  : off"), "{said}");
         let error = show_unlock_key(&path).unwrap_err().to_string();
         assert!(error.contains("autolock was off"), "{error}");
         assert!(!restored(&path, &dir.path().join("state")).contains("unlock"));
+    }
+
+    #[test]
+    fn what_is_restored_is_above_every_epoch_that_the_backup_can_be_of() {
+        // One of none was made by a manager that had joined a cluster of the first at least.
+        for (of, restored_to) in [
+            (Epoch::NONE, 2),
+            (Epoch::FIRST, 2),
+            (Epoch::FIRST.next(5), 3),
+        ] {
+            let dir = tempfile::tempdir().unwrap();
+            let (path, _) = backup(dir.path(), false, of);
+            let target = dir.path().join("state");
+            restored(&path, &target);
+            let gate = Gate::of_state_dir(&target).unwrap().unwrap();
+            assert_eq!(gate.epoch().number(), restored_to, "{of}");
+        }
     }
 }

@@ -15,7 +15,7 @@ const MANAGER: &str = "manager";
 const VOLUMES: &str = "volumes";
 const LOCK: &str = "lock";
 /// Where the log of a member is moved that is one no more.
-const RETIRED: &str = "raft.retired";
+pub(crate) const RETIRED: &str = "raft.retired";
 /// Marks a restore under way: what lies beside it is not whole.
 const RESTORING: &str = "restoring";
 

@@ -36,7 +36,9 @@ Examples:
 Examples:
   swarmctl cluster update --taskhistory 3 --certexpiry 720h
   swarmctl cluster update --autolock              (managers need the unlock key when they start)
-  swarmctl cluster update --autolock=false        (they need none any more)")]
+  swarmctl cluster update --autolock=false        (they need none any more)
+  swarmctl cluster update --external-ca protocol=cfssl,url=https://ca.example:8888/api/v1/cfssl/sign
+  swarmctl cluster update --external-ca ''        (the managers sign, where they have the root's key)")]
     Update(UpdateCluster),
     /// Print the key that unlocks managers, where autolock is on
     #[command(after_help = "\
@@ -59,10 +61,14 @@ Examples:
   swarmctl cluster ca > root.pem
   swarmctl cluster ca --rotate                    (a new root; every node gets a certificate under it)
   swarmctl cluster ca --rotate --ca-cert root.pem --ca-key root.key --cert-expiry 720h
+  swarmctl cluster ca --rotate --ca-cert root.pem --external-ca protocol=cfssl,url=https://ca.example:8888/api/v1/cfssl/sign
 
 Nodes trust the old root and the new one until each of them has a certificate under the new one; nothing is interrupted
 meanwhile. Nodes that are down hold that up: start them, or remove them. The join tokens are then replaced. Rotating again
-before that gives up the change under way for the new one; naming the present root takes it back.")]
+before that gives up the change under way for the new one; naming the present root takes it back.
+
+An external CA speaks CFSSL's protocol. Its server's certificate is under the root that it signs under; managers show it
+theirs, which while the root changes may still be under the old one. It decides how long certificates last.")]
     Ca(Ca),
     /// Print the command that joins a host to the cluster
     #[command(after_help = "\
@@ -114,6 +120,10 @@ pub(crate) struct UpdateCluster {
     /// How long a manager may be dead before it is given up as a voter; 0 gives none up
     #[arg(long, value_name = "DURATION")]
     pub(crate) dead_manager_grace: Option<String>,
+    /// External CA that signs node certificates instead of the managers, protocol=cfssl,url=https://…[,cacert=FILE];
+    /// repeatable, asked in this order, in place of all before; an empty one leaves none
+    #[arg(long, value_name = "CA")]
+    pub(crate) external_ca: Vec<String>,
     /// Replace the join token of a role
     #[arg(long, value_name = "ROLE")]
     pub(crate) rotate_join_token: Option<JoinRole>,
@@ -137,11 +147,14 @@ pub(crate) struct Ca {
     #[arg(long)]
     pub(crate) rotate: bool,
     /// The new root certificate, in PEM [default: one is made]
-    #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_key")]
+    #[arg(long, value_name = "FILE", requires = "rotate")]
     pub(crate) ca_cert: Option<std::path::PathBuf>,
-    /// Its key, in PEM
+    /// Its key, in PEM; not needed where an external CA signs
     #[arg(long, value_name = "FILE", requires = "rotate", requires = "ca_cert")]
     pub(crate) ca_key: Option<std::path::PathBuf>,
+    /// External CA that signs under the new root, protocol=cfssl,url=https://…; repeatable, in place of all before
+    #[arg(long, value_name = "CA", requires = "rotate")]
+    pub(crate) external_ca: Vec<String>,
     /// How long node certificates are valid from now on
     #[arg(long, value_name = "DURATION", requires = "rotate")]
     pub(crate) cert_expiry: Option<String>,

@@ -92,8 +92,7 @@ impl Service<Request<Body>> for Wire {
     }
 
     fn call(&mut self, mut request: Request<Body>) -> Self::Future {
-        // What this node says of itself is never stale.
-        if self.reads == Reads::Stale && !request.uri().path().ends_with("/LocalStatus") {
+        if self.reads == Reads::Stale && !is_of_now(request.uri().path()) {
             request
                 .headers_mut()
                 .insert(STALE, HeaderValue::from_static("1"));
@@ -110,9 +109,27 @@ impl Service<Request<Body>> for Wire {
     }
 }
 
+/// What a node says of itself, and the leader of consensus, is never stale.
+fn is_of_now(path: &str) -> bool {
+    let method = path.rsplit('/').next().unwrap_or_default();
+    matches!(method, "LocalStatus" | "Consensus")
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn how_things_are_now_is_not_asked_for_stale() {
+        for (path, of_now) in [
+            ("/swarm.v1.Operator/LocalStatus", true),
+            ("/swarm.v1.Operator/Consensus", true),
+            ("/docker.swarmkit.v1.Control/ListNodes", false),
+            ("", false),
+        ] {
+            assert_eq!(is_of_now(path), of_now, "{path}");
+        }
+    }
 
     #[test]
     fn a_stale_answer_says_what_it_is_worth() {

@@ -1,6 +1,8 @@
-//! Names, labels, images and other short texts, and the CSV of long flag values.
+//! Names, labels, images and other short texts.
 
 use std::collections::BTreeMap;
+
+pub(super) use swarm_proto::fields::fields;
 
 use super::{Form, Problems};
 
@@ -154,33 +156,6 @@ fn image(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-/// The `key=value` fields of one comma-separated value; a key alone has no value. Quotes keep commas.
-pub(super) fn fields(text: &str) -> Result<Vec<(String, Option<String>)>, String> {
-    let mut parts = Vec::new();
-    let mut part = String::new();
-    let mut quoted = false;
-    for c in text.chars() {
-        match c {
-            '"' => quoted = !quoted,
-            ',' if !quoted => parts.push(std::mem::take(&mut part)),
-            c => part.push(c),
-        }
-    }
-    parts.push(part);
-    if quoted {
-        return Err("a quote is not closed".to_owned());
-    }
-    let split = |part: String| match part.split_once('=') {
-        Some((key, value)) => (key.trim().to_ascii_lowercase(), Some(value.to_owned())),
-        None => (part.trim().to_ascii_lowercase(), None),
-    };
-    let fields: Vec<_> = parts.into_iter().map(split).collect();
-    if fields.iter().any(|(key, _)| key.is_empty()) {
-        return Err("a field is empty".to_owned());
-    }
-    Ok(fields)
-}
-
 /// The value of a field that needs one.
 pub(super) fn needed(key: &str, value: Option<String>) -> Result<String, String> {
     value
@@ -240,21 +215,5 @@ mod tests {
         ] {
             assert!(image(bad).is_err(), "{bad}");
         }
-    }
-
-    #[test]
-    fn fields_with_quotes() {
-        let got = fields("type=tmpfs,\"options=a,b\",ro").unwrap();
-        let want = [
-            ("type", Some("tmpfs")),
-            ("options", Some("a,b")),
-            ("ro", None),
-        ];
-        let want: Vec<_> = want
-            .map(|(k, v)| (k.to_owned(), v.map(str::to_owned)))
-            .into();
-        assert_eq!(got, want);
-        assert!(fields("a=\"b").is_err());
-        assert!(fields("a=1,,b=2").is_err());
     }
 }

@@ -560,6 +560,7 @@ impl Operator for Control {
         Ok(Response::new(own::LeaveResponse {
             removed_tasks: 1,
             acknowledged: false,
+            reason: "10.0.0.9:4242: the cluster has no leader".to_owned(),
         }))
     }
 

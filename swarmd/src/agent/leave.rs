@@ -25,12 +25,12 @@ pub(super) struct LeaveRequest {
 }
 
 /// What leaving did.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Left {
     /// How many tasks were stopped and removed.
     pub removed_tasks: u64,
-    /// A manager knows.
-    pub acknowledged: bool,
+    /// Why no manager knows; absent where one does.
+    pub untold: Option<String>,
 }
 
 /// Why the node did not leave, or not cleanly.
@@ -60,12 +60,12 @@ impl Parts {
         config: &AgentConfig,
         force: bool,
     ) -> Result<Left, LeaveError> {
-        let told = self.tell(config).await;
-        let acknowledged = told.is_ok();
-        if let Err(reason) = told
-            && !force
-        {
-            return Err(LeaveError::NotAcknowledged(reason));
+        let untold = self.tell(config).await.err();
+        if let Some(reason) = &untold {
+            if !force {
+                return Err(LeaveError::NotAcknowledged(reason.clone()));
+            }
+            tracing::warn!(reason, "this node leaves, and no manager has agreed");
         }
         // No session any more: nothing is assigned while the node is emptied.
         self.sessions.shutdown().await;
@@ -73,14 +73,10 @@ impl Parts {
         let sent = self.worker.send(Command::Leave(answer)).await;
         sent.map_err(|_| LeaveError::NotRunning)?;
         let removed_tasks = done.await.map_err(|_| LeaveError::NotRunning)??;
-        tracing::info!(
-            tasks = removed_tasks,
-            acknowledged,
-            "the node left the cluster"
-        );
+        tracing::info!(tasks = removed_tasks, "the node left the cluster");
         Ok(Left {
             removed_tasks,
-            acknowledged,
+            untold,
         })
     }
 

@@ -11,6 +11,7 @@
 //! - `assigned`: pure; what a message means for the tasks there are. `worker`: the loop that does it.
 //! - `task`: one driver a task, which takes the steps of [`agent_runtime::step`].
 //! - `reporter`: the newest status of each task, to disk and to the manager in batches.
+//! - `operations`: how long the executor takes, for metrics.
 //! - `storage`: assignments and statuses on disk.
 //!
 //! Stopping the agent stops no container (promise P8): drivers are dropped, and the next run asks
@@ -21,6 +22,7 @@
 pub mod assigned;
 mod leave;
 mod managers;
+pub(crate) mod operations;
 mod reporter;
 mod session;
 mod storage;
@@ -29,7 +31,7 @@ mod task;
 mod tests;
 mod worker;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -37,6 +39,7 @@ use agent_runtime::{Executor, NodeFacts};
 use rand::SeedableRng as _;
 use rand::rngs::StdRng;
 use swarm_proto::pb;
+use swarm_proto::time::Timestamp;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -49,6 +52,7 @@ use crate::ca::{ConnectError, SecurityConfig};
 use crate::clock::Clock;
 use leave::LeaveRequest;
 use managers::Managers;
+use operations::Operations;
 use reporter::{Link, Reporter, Statuses};
 use session::Session;
 use storage::{Restored, Storage};
@@ -125,6 +129,15 @@ pub struct AgentStatus {
 /// What the managers said of themselves and of this node last.
 pub type Notices = watch::Receiver<Option<Arc<pb::SessionMessage>>>;
 
+/// Addresses of the managers of the last session, as they lie in a state directory; none where that can't be read.
+#[must_use]
+pub fn known_managers(state_dir: &Path, node: &str, now: Timestamp) -> Vec<String> {
+    let opened = Storage::open(state_dir, node, now);
+    let managers = opened.map(|(_, restored)| restored.managers);
+    let peers = managers.unwrap_or_default().into_iter();
+    peers.filter_map(|m| Some(m.peer?.addr)).collect()
+}
+
 /// Runs the tasks of one node.
 #[derive(Debug)]
 pub struct Agent {
@@ -135,6 +148,7 @@ pub struct Agent {
     notices: watch::Sender<Option<Arc<pb::SessionMessage>>>,
     leave: mpsc::Sender<LeaveRequest>,
     leaving: Mutex<Option<mpsc::Receiver<LeaveRequest>>>,
+    operations: Arc<Operations>,
 }
 
 impl Agent {
@@ -154,6 +168,7 @@ impl Agent {
             notices: watch::Sender::default(),
             leave,
             leaving: Mutex::new(Some(leaving)),
+            operations: Arc::default(),
         })
     }
 
@@ -161,6 +176,11 @@ impl Agent {
     #[must_use]
     pub fn status(&self) -> watch::Receiver<AgentStatus> {
         self.status.subscribe()
+    }
+
+    /// How long its executor takes.
+    pub(crate) fn operations(&self) -> Arc<Operations> {
+        Arc::clone(&self.operations)
     }
 
     /// What managers say of this node: its role, its certificate's state, the root to trust.
@@ -249,6 +269,7 @@ impl Agent {
             statuses: Arc::clone(&statuses),
             clock: clock.clone(),
             recovered,
+            operations: self.operations(),
         });
         let session = Session {
             connector: Arc::clone(&config.connector),

@@ -3,7 +3,8 @@
 //! Drivers put statuses into [`Statuses`]; what is newer replaces what was not sent yet, so the
 //! table is as large as the node has tasks. One loop sends everything new in one request, and only
 //! then looks again: an idle agent reports at once, a busy one in batches. A status is sent until a
-//! manager has taken it.
+//! manager has taken it. A task that is on its way waits [`SEND_LAG`] at most for others: each request is a write of the
+//! managers, and mostly the next step is done by then. What managers decide by goes at once.
 //!
 //! Beside it, what is new is written to disk, [`SAVE_LAG`] after it has come, whether managers answer
 //! or not: a task's way to RUNNING is one transaction, not five, and no sync of the disk stands
@@ -16,6 +17,7 @@ use std::time::Duration;
 
 use swarm_proto::id::TaskId;
 use swarm_proto::pb;
+use swarm_proto::pb::TaskState;
 use swarm_proto::pb::dispatcher_client::DispatcherClient;
 use swarm_proto::pb::update_task_status_request::TaskStatusUpdate;
 use tokio::sync::{Notify, watch};
@@ -33,6 +35,8 @@ const BATCH_BYTES_MAX: usize = 2 << 20;
 const REQUEST_LIMIT: Duration = Duration::from_secs(10);
 /// How long a status may be in memory alone.
 const SAVE_LAG: Duration = Duration::from_millis(250);
+/// How long a status that nobody decides by may wait for others.
+const SEND_LAG: Duration = Duration::from_millis(100);
 /// Pause after a request, or a write to disk, that failed.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -62,6 +66,35 @@ struct Inner {
     newest: BTreeMap<TaskId, Arc<pb::TaskStatus>>,
     unsaved: BTreeSet<TaskId>,
     unsent: BTreeSet<TaskId>,
+    due: Due,
+}
+
+/// When what is not sent yet has to be.
+#[derive(Debug, Default, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Due {
+    /// There is nothing.
+    #[default]
+    Never,
+    /// Within [`SEND_LAG`].
+    Soon,
+    /// At once.
+    Now,
+}
+
+impl Due {
+    /// The states before RUNNING are steps of the task's own, but for READY, which a task may be kept in until it replaces
+    /// another one.
+    fn of(status: &pb::TaskStatus) -> Self {
+        let on_its_way = matches!(
+            status.state(),
+            TaskState::Assigned | TaskState::Accepted | TaskState::Preparing | TaskState::Starting
+        );
+        if on_its_way && status.err.is_empty() {
+            Self::Soon
+        } else {
+            Self::Now
+        }
+    }
 }
 
 type Batch = Vec<(TaskId, Arc<pb::TaskStatus>)>;
@@ -75,6 +108,7 @@ impl Statuses {
     /// A task's new status.
     pub(super) fn put(&self, id: TaskId, status: Arc<pb::TaskStatus>) {
         let mut inner = self.lock();
+        inner.due = inner.due.max(Due::of(&status));
         inner.newest.insert(id, status);
         inner.unsaved.insert(id);
         inner.unsent.insert(id);
@@ -96,6 +130,7 @@ impl Statuses {
     pub(super) fn resend_all(&self) {
         let mut inner = self.lock();
         inner.unsent = inner.newest.keys().copied().collect();
+        inner.due = Due::Now;
         drop(inner);
         self.changed.notify_one();
     }
@@ -126,7 +161,26 @@ impl Statuses {
                 batch.push((id, Arc::clone(status)));
             }
         }
+        if inner.unsent.is_empty() {
+            inner.due = Due::Never;
+        }
         batch
+    }
+
+    /// Waits until something has to be sent.
+    async fn until_due(&self, clock: &Clock) {
+        let due = || self.lock().due;
+        while due() == Due::Never {
+            self.changed.notified().await;
+        }
+        let mut lag = std::pin::pin!(clock.sleep(SEND_LAG));
+        while due() == Due::Soon {
+            tokio::select! {
+                biased;
+                () = self.changed.notified() => {}
+                () = lag.as_mut() => return,
+            }
+        }
     }
 
     /// What could not be saved is new still.
@@ -144,7 +198,9 @@ impl Statuses {
     }
 
     fn not_sent(&self, batch: &Batch) {
-        self.lock().unsent.extend(batch.iter().map(|(id, _)| *id));
+        let mut inner = self.lock();
+        inner.unsent.extend(batch.iter().map(|(id, _)| *id));
+        inner.due = Due::Now;
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -172,27 +228,27 @@ impl Reporter {
     async fn keep_sent(mut self) {
         let mut limit = BATCH_MAX;
         loop {
+            self.statuses.until_due(&self.clock).await;
             // Tasks that are about to move on do so first: one status less to send.
             tokio::task::yield_now().await;
-            match self.send(&mut limit).await {
-                Sent::Some => {}
-                Sent::Nothing => tokio::select! {
-                    biased;
-                    () = self.statuses.changed.notified() => {}
-                    Ok(()) = self.link.changed() => {}
-                },
-                Sent::Failed => self.clock.sleep(PAUSE).await,
+            let Some(link) = self.link.borrow_and_update().clone() else {
+                match self.link.changed().await {
+                    Ok(()) => continue,
+                    // The agent ends.
+                    Err(_) => return,
+                }
+            };
+            if !self.send(link, &mut limit).await {
+                self.clock.sleep(PAUSE).await;
             }
         }
     }
 
-    async fn send(&mut self, limit: &mut usize) -> Sent {
-        let Some(link) = self.link.borrow_and_update().clone() else {
-            return Sent::Nothing;
-        };
+    /// False for what a manager has not taken, and may take later.
+    async fn send(&self, link: Link, limit: &mut usize) -> bool {
         let batch = self.statuses.take_unsent(*limit);
         if batch.is_empty() {
-            return Sent::Nothing;
+            return true;
         }
         let request = request(&link, &batch);
         let mut client = DispatcherClient::new(link.channel);
@@ -203,7 +259,7 @@ impl Reporter {
         };
         let Err(status) = answer else {
             *limit = limit.saturating_mul(2).min(BATCH_MAX);
-            return Sent::Some;
+            return true;
         };
         // One task that is not this node's spoils the batch: it is found by halving.
         let spoiled = status.code() == Code::PermissionDenied;
@@ -212,15 +268,15 @@ impl Reporter {
                 error = status.message(),
                 "the manager refuses a task's status"
             );
-            return Sent::Some;
+            return true;
         }
         self.statuses.not_sent(&batch);
         if spoiled {
             *limit = batch.len() / 2;
-            return Sent::Some;
+            return true;
         }
         tracing::debug!(error = %status, statuses = batch.len(), "task statuses are not reported yet");
-        Sent::Failed
+        false
     }
 }
 
@@ -232,13 +288,6 @@ async fn keep_saved(statuses: Arc<Statuses>, storage: Arc<Storage>, clock: Clock
             clock.sleep(PAUSE).await;
         }
     }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Sent {
-    Some,
-    Nothing,
-    Failed,
 }
 
 fn request(link: &Link, batch: &Batch) -> pb::UpdateTaskStatusRequest {
@@ -272,5 +321,61 @@ pub(super) async fn save(statuses: &Statuses, storage: &Arc<Storage>) -> Result<
         }
         // The runtime shuts down.
         Err(_) => Err(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn status(state: TaskState, err: &str) -> Arc<pb::TaskStatus> {
+        Arc::new(pb::TaskStatus {
+            state: state.into(),
+            err: err.to_owned(),
+            ..Default::default()
+        })
+    }
+
+    /// How long these wait to be sent, put one at the beginning and the others after 30 ms each.
+    async fn lag(statuses: &[Arc<pb::TaskStatus>]) -> Duration {
+        let (table, clock) = (Statuses::default(), Clock::real());
+        let begin = tokio::time::Instant::now();
+        let puts = async {
+            for status in statuses {
+                table.put(TaskId::from_raw(1), Arc::clone(status));
+                clock.sleep(Duration::from_millis(30)).await;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            biased;
+            () = table.until_due(&clock) => begin.elapsed(),
+            () = puts => Duration::MAX,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_managers_decide_by_goes_at_once_and_steps_wait_for_others() {
+        use TaskState::{Failed, Preparing, Ready, Running, Starting};
+        let on_its_way = [status(Preparing, ""), status(Starting, "")];
+        assert_eq!(lag(&on_its_way).await, SEND_LAG);
+        for now in [Ready, Running, Failed] {
+            assert_eq!(lag(&[status(now, "")]).await, Duration::ZERO, "{now:?}");
+        }
+        let trouble = [status(Preparing, "no such image")];
+        assert_eq!(lag(&trouble).await, Duration::ZERO);
+        let done = [status(Starting, ""), status(Running, "")];
+        assert_eq!(lag(&done).await, Duration::from_millis(30));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn what_was_not_taken_is_due_again_and_what_was_is_not() {
+        let table = Statuses::default();
+        table.put(TaskId::from_raw(1), status(TaskState::Preparing, ""));
+        let batch = table.take_unsent(BATCH_MAX);
+        assert_eq!(table.lock().due, Due::Never);
+        table.not_sent(&batch);
+        assert_eq!(table.lock().due, Due::Now);
+        assert_eq!(table.take_unsent(BATCH_MAX).len(), 1);
     }
 }

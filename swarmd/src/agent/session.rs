@@ -182,7 +182,10 @@ impl Session {
         let channel = self.clock.timeout(limit, connecting).await??;
         let mut client =
             DispatcherClient::new(channel.clone()).max_decoding_message_size(MESSAGE_BYTES_MAX);
-        let registering = register(&mut client, &description, resume);
+        // The session that the manager knows is of the node as it was.
+        let same = self.description.as_ref() == Some(&description);
+        let known = if same { resume.as_str() } else { "" };
+        let registering = register(&mut client, &description, known);
         let (first, stream) = self.clock.timeout(REGISTER_LIMIT, registering).await??;
         let session = first.session_id.clone();
         resume.clone_from(&session);

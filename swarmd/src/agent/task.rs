@@ -19,8 +19,10 @@ use swarm_proto::id::TaskId;
 use swarm_proto::pb::{self, TaskState};
 use tokio::sync::watch;
 
+use super::operations::Operations;
 use super::reporter::Statuses;
 use crate::clock::Clock;
+use crate::latency::Histogram;
 
 #[cfg(test)]
 #[path = "task_tests.rs"]
@@ -39,6 +41,8 @@ pub(super) struct Shared {
     pub(super) clock: Clock,
     /// Moves when the runtime was away and is back.
     pub(super) recovered: watch::Receiver<u64>,
+    /// How long the executor takes.
+    pub(super) operations: Arc<Operations>,
 }
 
 /// Whether the runtime may hold something of a task already.
@@ -410,6 +414,7 @@ async fn call(
     shared: &Shared,
     order: &TaskOrder,
 ) -> Outcome {
+    let _timed = shared.operations.of(next).map(Histogram::timed);
     let controller = match controller(slot, shared, order).await {
         Ok(controller) => controller,
         // What can't be driven can be cleared away all the same.

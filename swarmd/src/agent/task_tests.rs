@@ -118,6 +118,7 @@ impl Bed {
             statuses: Arc::clone(&statuses),
             clock: Clock::real(),
             recovered,
+            operations: Arc::default(),
         };
         let order = TaskOrder {
             task: Arc::default(),

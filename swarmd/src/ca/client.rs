@@ -28,10 +28,15 @@ use crate::seal::Sealing;
 
 /// Rounds over all given addresses before joining is given up; SwarmKit's number.
 const ROUNDS: u32 = 5;
+/// Rounds before an expired certificate is given up: a minute, and longer where addresses do not answer at all.
+const EXPIRED_ROUNDS: u32 = 30;
 /// Pause between rounds; SwarmKit's.
 const ROUND_PAUSE: Duration = Duration::from_secs(2);
 /// How long a manager may take to sign. Signing takes one Raft write; a leader change some seconds.
 const ISSUE_TIMEOUT: Duration = Duration::from_secs(60);
+/// How long a manager's answer to a request for a certificate is waited for. Its CA may be an external one with several
+/// addresses, each of which it gives 5 s.
+const ISSUE_RPC_TIMEOUT: Duration = Duration::from_secs(45);
 /// Pause between two looks at an unsigned certificate, for managers that answer at once.
 const POLL_PAUSE: Duration = Duration::from_millis(200);
 /// Certificates are renewed at a random point between these parts of their life, so that nodes
@@ -110,6 +115,23 @@ pub enum RenewError {
         "the managers gave an unlock key that is none: it has {0} bytes; rotate it with `swarmctl cluster unlock-key --rotate`"
     )]
     UnlockKey(usize),
+}
+
+impl RenewError {
+    /// Whether asking again, at the same managers, may help.
+    const fn is_transient(&self) -> bool {
+        match self {
+            Self::Connect(error) => error.is_transient(),
+            // A cluster that is just starting may have no leader yet.
+            Self::Timeout(_) => true,
+            Self::Failed(_)
+            | Self::Unusable(_)
+            | Self::OtherNode { .. }
+            | Self::Key(_)
+            | Self::Tls(_)
+            | Self::UnlockKey(_) => false,
+        }
+    }
 }
 
 /// Joins the cluster of the token and returns the new identity, which is not on disk yet.
@@ -194,6 +216,69 @@ pub async fn renew(
     Ok(renewed)
 }
 
+/// The same at the first of `addrs` that gives one, or refuses: that is the leader's word, whoever passed it on.
+///
+/// # Errors
+/// The refusal. Without one why asking again may help, where it may, and otherwise what came of the last.
+pub async fn renew_anywhere(
+    security: &SecurityConfig,
+    addrs: &[String],
+) -> Result<NodeIdentity, RenewError> {
+    let mut failure: Option<RenewError> = None;
+    for addr in addrs {
+        let error = match renew_at(security, addr).await {
+            Ok(renewed) => return Ok(renewed),
+            Err(refusal @ RenewError::Connect(ConnectError::Refused { .. })) => {
+                return Err(refusal);
+            }
+            Err(error) => error,
+        };
+        if !failure.as_ref().is_some_and(RenewError::is_transient) || error.is_transient() {
+            failure = Some(error);
+        }
+    }
+    Err(failure.unwrap_or_else(no_manager))
+}
+
+async fn renew_at(security: &SecurityConfig, addr: &str) -> Result<NodeIdentity, RenewError> {
+    let channel = connect::connect(addr, security).await?;
+    renew(&security.identity(), channel, security.clock()).await
+}
+
+fn no_manager() -> RenewError {
+    RenewError::Connect(ConnectError::Transport {
+        addr: "the managers".into(),
+        reason: "no manager is known".into(),
+    })
+}
+
+/// Renews a certificate that expired while the node was off, by its key, at managers that know the node. Tried for some
+/// rounds, in which managers that start together find their leader.
+///
+/// # Errors
+/// Why not. A refusal ends it at once.
+pub async fn renew_expired(
+    identity: &NodeIdentity,
+    addrs: &[String],
+    clock: &Clock,
+) -> Result<NodeIdentity, RenewError> {
+    let security = SecurityConfig::new(identity.clone(), clock.clone())?;
+    let mut last = no_manager();
+    for round in 0..EXPIRED_ROUNDS {
+        if addrs.is_empty() {
+            break;
+        }
+        if round > 0 {
+            clock.sleep(ROUND_PAUSE).await;
+        }
+        match renew_anywhere(&security, addrs).await {
+            Err(error) if error.is_transient() => last = error,
+            done => return done,
+        }
+    }
+    Err(last)
+}
+
 /// How a new manager's secrets are to be kept, which it has to know before it writes the first one: asked of the managers
 /// at `addrs`, with its new identity.
 ///
@@ -205,10 +290,7 @@ pub(crate) async fn fetch_sealing(
     clock: &Clock,
 ) -> Result<Sealing, RenewError> {
     let security = SecurityConfig::new(identity.clone(), clock.clone())?;
-    let mut last = RenewError::Connect(ConnectError::Transport {
-        addr: "the managers".into(),
-        reason: "no manager is known".into(),
-    });
+    let mut last = no_manager();
     for round in 0..ROUNDS {
         if round > 0 {
             clock.sleep(ROUND_PAUSE).await;
@@ -314,7 +396,7 @@ impl<'a> Pending<'a> {
             ..Default::default()
         };
         let answer = self.client.issue_node_certificate(request);
-        match self.clock.timeout(CA_RPC_TIMEOUT, answer).await {
+        match self.clock.timeout(ISSUE_RPC_TIMEOUT, answer).await {
             Ok(Ok(answer)) => Ok(answer.into_inner().node_id),
             Ok(Err(status)) => Err(refused(self.addr, &status).into()),
             Err(elapsed) => Err(self.timeout(elapsed.0).into()),
@@ -343,12 +425,7 @@ impl<'a> Pending<'a> {
             },
             Err(_) => return Ok(None),
         };
-        let status = answer.status.unwrap_or_default();
-        match State::try_from(status.state) {
-            Ok(State::Issued) => Ok(answer.certificate),
-            Ok(State::Failed) => Err(RenewError::Failed(status.err)),
-            Ok(State::Unknown | State::Renew | State::Pending | State::Rotate) | Err(_) => Ok(None),
-        }
+        signed(answer)
     }
 
     async fn pause(&self, deadline: Monotonic) -> Result<(), RenewError> {
@@ -364,6 +441,20 @@ impl<'a> Pending<'a> {
             addr: self.addr.to_owned(),
             limit,
         }
+    }
+}
+
+/// The certificate that an answer has, if it may be the one that was asked for.
+fn signed(
+    answer: pb::NodeCertificateStatusResponse,
+) -> Result<Option<pb::Certificate>, RenewError> {
+    let status = answer.status.unwrap_or_default();
+    match State::try_from(status.state) {
+        // To be rotated is said of one that is issued: the root changes once more, and the node is asked for the next
+        // before it has fetched this one. No other comes until it asks.
+        Ok(State::Issued | State::Rotate) => Ok(answer.certificate),
+        Ok(State::Failed) => Err(RenewError::Failed(status.err)),
+        Ok(State::Unknown | State::Renew | State::Pending) | Err(_) => Ok(None),
     }
 }
 
@@ -406,6 +497,28 @@ mod tests {
             let at = renewal_time(Timestamp(begin), Timestamp(begin + life), random).0 - begin;
             prop_assert!(at >= life / 2 && at <= life / 5 * 4 + 4, "{at} of {life}");
         }
+    }
+
+    #[test]
+    fn a_certificate_is_taken_also_when_the_next_is_asked_for_already() {
+        let told = |state: State| {
+            signed(pb::NodeCertificateStatusResponse {
+                status: Some(pb::IssuanceStatus {
+                    state: state.into(),
+                    err: "no such role".to_owned(),
+                    ..Default::default()
+                }),
+                certificate: Some(pb::Certificate::default()),
+            })
+        };
+        for state in [State::Issued, State::Rotate] {
+            assert!(told(state).unwrap().is_some(), "{state:?}");
+        }
+        for state in [State::Unknown, State::Renew, State::Pending] {
+            assert!(told(state).unwrap().is_none(), "{state:?}");
+        }
+        let failed = told(State::Failed).unwrap_err().to_string();
+        assert!(failed.contains("no such role"), "{failed}");
     }
 
     #[test]

@@ -1,11 +1,13 @@
 //! Whether a request for a node certificate is served, and as what. Pure.
 //!
-//! Two ways in, tried in this order:
+//! Three ways in, tried in this order:
 //! 1. A valid certificate of this cluster renews itself: same node, whatever token is sent along.
 //!    The role is what the node's object says, which the caller of this function looks up.
 //! 2. A current join token makes a new node with the token's role.
+//! 3. A certificate of this cluster whose time is over renews itself too: its holder has shown the
+//!    key, and was off when it was time to renew. The caller of this function bounds how often.
 //!
-//! A certificate of another cluster, or an expired one, counts for nothing: its holder needs a token.
+//! A certificate of another cluster counts for nothing: its holder needs a token.
 
 use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::time::Timestamp;
@@ -59,6 +61,14 @@ pub enum IssueDecision {
         /// By the certificate.
         node_id: NodeId,
     },
+    /// The same, although its certificate has expired: if it is the last one that the node was issued. Others of the
+    /// past would be keys to the cluster for ever.
+    RenewExpired {
+        /// By the certificate.
+        node_id: NodeId,
+        /// Its end.
+        not_after: Timestamp,
+    },
 }
 
 /// Why not. The texts are for the operator of the asking node.
@@ -79,7 +89,7 @@ pub enum IssueRefusal {
     CertificateUseless {
         /// By the certificate.
         node_id: NodeId,
-        /// "it is of cluster …" or "it has expired".
+        /// "it is of another cluster".
         reason: &'static str,
     },
     /// Not a token at all.
@@ -114,7 +124,13 @@ pub fn decide_issue(
     let useless = match caller {
         None => None,
         Some(peer) if peer.cluster_id != cluster_id => Some((peer, "it is of another cluster")),
-        Some(peer) if now >= peer.not_after => Some((peer, "it has expired")),
+        Some(peer) if now >= peer.not_after && request.token.is_empty() => {
+            return Ok(IssueDecision::RenewExpired {
+                node_id: peer.node_id,
+                not_after: peer.not_after,
+            });
+        }
+        Some(peer) if now >= peer.not_after => None,
         Some(peer) => {
             return Ok(IssueDecision::Renew {
                 node_id: peer.node_id,
@@ -200,13 +216,27 @@ mod tests {
     }
 
     #[test]
-    fn foreign_and_expired_certificates_are_new_nodes() {
+    fn an_expired_certificate_renews_itself() {
         let t = tokens(1);
-        for caller in [peer(2, Timestamp::MAX), peer(1, NOW)] {
-            assert!(matches!(
-                decide("", Some(&caller), &t),
-                Err(IssueRefusal::CertificateUseless { .. })
-            ));
+        let expired = peer(1, NOW);
+        let renew = Ok(IssueDecision::RenewExpired {
+            node_id: expired.node_id,
+            not_after: NOW,
+        });
+        assert_eq!(decide("", Some(&expired), &t), renew);
+        let foreign = peer(2, NOW);
+        assert!(decide("", Some(&foreign), &t).is_err());
+    }
+
+    #[test]
+    fn foreign_and_expired_certificates_with_a_token_are_new_nodes() {
+        let t = tokens(1);
+        let foreign = peer(2, Timestamp::MAX);
+        assert!(matches!(
+            decide("", Some(&foreign), &t),
+            Err(IssueRefusal::CertificateUseless { .. })
+        ));
+        for caller in [foreign, peer(1, NOW)] {
             let created = decide(&t.worker.reveal(), Some(&caller), &t);
             assert_eq!(created, Ok(IssueDecision::Create { role: Role::Worker }));
         }

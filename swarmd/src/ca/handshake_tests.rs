@@ -25,6 +25,10 @@ use super::testing::{NOW, TestCa};
 use super::*;
 use crate::clock::{Clock, ManualClock};
 
+/// A node that the manager renews nothing for.
+const REMOVED: u128 = 13;
+/// Nobody listens there.
+const NOBODY: &str = "127.0.0.1:1";
 /// Some seconds into the certificates' life: they are made at [`NOW`].
 const LATER: Timestamp = Timestamp(NOW.0 + 60_000_000_000);
 
@@ -110,11 +114,14 @@ impl NodeCa for Service {
         let mut nodes = s.nodes.lock().unwrap();
         let (node_id, role) = match decision {
             IssueDecision::Create { role } => (NodeId::from_raw(1000 + nodes.len() as u128), role),
-            IssueDecision::Renew { node_id } => (
+            IssueDecision::Renew { node_id } | IssueDecision::RenewExpired { node_id, .. } => (
                 node_id,
                 nodes.get(&node_id).map_or(Role::Worker, |(role, _)| *role),
             ),
         };
+        if node_id == NodeId::from_raw(REMOVED) {
+            return Err(Status::permission_denied("it was removed"));
+        }
         let subject = NodeSubject {
             node_id,
             role,
@@ -304,9 +311,45 @@ async fn expired_certificates_are_told_apart() {
         .server
         .ca
         .identity_for(7, Role::Worker, Duration::from_secs(30));
-    let error = refused(&manager.addr(), &manager.with(brief)).await;
-    assert!(matches!(error, ConnectError::OwnExpired { .. }), "{error}");
-    assert!(error.to_string().contains("expired") && error.to_string().contains("--join-token"));
+    // Let in, as one whose time is over, for renewing it: the same node, as long as it has the key.
+    let clock = Clock::manual(LATER).0;
+    let renewed = renew_expired(&brief, &[manager.addr()], &clock)
+        .await
+        .unwrap();
+    assert_eq!(renewed.node_id(), brief.node_id());
+    renewed.check_time(LATER).unwrap();
+    // A refusal is the answer, whoever else is not there.
+    let ca = &manager.server.ca;
+    let removed = ca.identity_for(REMOVED, Role::Worker, Duration::from_secs(30));
+    for addrs in [
+        [manager.addr(), NOBODY.to_owned()],
+        [NOBODY.to_owned(), manager.addr()],
+    ] {
+        let error = renew_expired(&removed, &addrs, &clock).await.unwrap_err();
+        assert!(error.to_string().contains("it was removed"), "{error}");
+    }
+    let foreign = TestCa::new(1);
+    let foreign = foreign.identity_for(7, Role::Worker, Duration::from_secs(30));
+    let own_root = manager.server.ca.root.cert_pem();
+    assert!(foreign.with_roots(own_root).is_err());
+    let addr = [manager.addr()];
+    let error = renew_expired(&foreign, &addr, &clock).await.unwrap_err();
+    assert!(
+        matches!(
+            error,
+            RenewError::Connect(ConnectError::ForeignManager { .. })
+        ),
+        "{error}"
+    );
+    // One that trusts this manager all the same is refused by the manager: that a certificate is over does not say whose
+    // it was.
+    let both = [foreign.root_pem(), own_root].concat();
+    let foreign = foreign.with_roots(&both).unwrap();
+    let error = renew_expired(&foreign, &addr, &clock).await.unwrap_err();
+    assert!(
+        matches!(error, RenewError::Connect(ConnectError::OwnRefused { .. })),
+        "{error}"
+    );
 
     // The node's clock says that the manager's certificate is over.
     let late = NOW.after(DEFAULT_NODE_CERT_LIFE + Duration::from_secs(1));
@@ -394,8 +437,8 @@ async fn certificates_are_swapped_without_a_restart() {
         .security
         .update(manager.server.ca.identity(1, Role::Manager))
         .unwrap();
-    let error = refused(&manager.addr(), &worker).await;
-    assert!(matches!(error, ConnectError::OwnExpired { .. }), "{error}");
+    // By then the worker's is over too, which the manager tells by the end that it names.
+    connect(&manager.addr(), &worker).await.unwrap();
 }
 
 #[tokio::test]

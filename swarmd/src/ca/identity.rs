@@ -211,6 +211,8 @@ impl NodeIdentity {
             trust_root: self.0.root_pem.clone().into_bytes(),
             cert_issuer_subject: subject,
             cert_issuer_public_key: key,
+            // What it opens a session with, the manager sees.
+            shown_not_after: None,
         }
     }
 

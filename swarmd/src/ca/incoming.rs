@@ -212,9 +212,10 @@ async fn handshake(
             return None;
         }
     };
-    let watch = identity
-        .is_none()
-        .then(|| AnonymousSlot::take(acceptor, addr));
+    // One whose time is over is good for a new one alone, which takes no longer than joining.
+    let now = acceptor.security.clock().now();
+    let counts = identity.as_ref().is_some_and(|peer| now < peer.not_after);
+    let watch = (!counts).then(|| AnonymousSlot::take(acceptor, addr));
     Some(TlsConnection {
         io,
         peer: Peer::Remote { addr, identity },

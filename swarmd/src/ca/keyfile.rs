@@ -95,7 +95,7 @@ pub enum StateFileError {
         root: PathBuf,
     },
     /// Past its end.
-    #[error("{}: {reason}; if the clock is right: on a worker, move {} away and join again with `swarmd --join-addr ADDR --join-token TOKEN`; on the only manager of a cluster, start `swarmd --force-new-cluster`, which keeps its state and gives it a new certificate; on one of several, demote and remove it on another (`swarmctl node demote`, `swarmctl node rm`) and join again with an empty --state-dir", path.display(), dir.display())]
+    #[error("{}: {reason}; if the clock is right: on a worker, move {} away and join again with `swarmd --join-addr ADDR --join-token TOKEN`; on the only manager of a cluster, start `swarmd --force-new-cluster`, which keeps its state and gives it a new certificate; on one of several, while the others have a leader, demote and remove it on another (`swarmctl node demote`, `swarmctl node rm`) and join again with an empty --state-dir", path.display(), dir.display())]
     Expired {
         /// The certificate file.
         path: PathBuf,

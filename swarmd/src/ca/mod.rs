@@ -15,6 +15,7 @@
 //! | `incoming`, `control_socket` | connections for a tonic server, each with its [`Peer`] |
 //! | `connect`, `connect_error` | channels to managers, and why there is none |
 //! | `client` | the node's side of NodeCA: join, renew |
+//! | `cfssl`, `external` | external CAs: what is said to them, and how they are reached |
 //! | `x509` | reading certificates |
 
 use std::fmt;
@@ -25,11 +26,13 @@ use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::pb;
 use swarm_proto::time::Timestamp;
 
+pub(crate) mod cfssl;
 pub mod client;
 pub mod connect;
 mod connect_error;
 pub mod control_socket;
 pub mod decide;
+pub(crate) mod external;
 pub mod identity;
 pub mod incoming;
 pub mod keyfile;
@@ -47,7 +50,9 @@ mod handshake_tests;
 pub(crate) mod testing;
 
 pub(crate) use client::fetch_sealing;
-pub use client::{JoinError, JoinRequest, RenewError, join, renew, renewal_time};
+pub use client::{
+    JoinError, JoinRequest, RenewError, join, renew, renew_anywhere, renew_expired, renewal_time,
+};
 pub use connect::{connect, connect_lazy, fetch_root};
 pub(crate) use connect::{connect_lazy_to, connect_to, who_is_at};
 pub use connect_error::ConnectError;
@@ -57,6 +62,7 @@ pub use identity::{IdentityError, NodeIdentity};
 pub use incoming::{ListenLimits, TlsIncoming};
 pub use keyfile::{ExpiredCertificate, IdentityDir, StateFileError};
 pub use renewer::Renewer;
+pub(crate) use renewer::keep;
 pub use root::{IssueError, NodeSubject, RootCa, RootDigest, RootError};
 pub use tls::{SecurityConfig, TlsError};
 pub use token::{JoinToken, TokenError, UnlockKey, UnlockKeyError};

@@ -13,13 +13,12 @@ use tokio::sync::{Notify, watch};
 use tokio_util::sync::CancellationToken;
 
 use super::Role;
-use super::client::{RenewError, fetch_sealing, renew, renewal_time};
-use super::connect;
-use super::connect_error::ConnectError;
+use super::client::{fetch_sealing, renew_anywhere, renewal_time};
 use super::identity::NodeIdentity;
 use super::keyfile::IdentityDir;
 use super::roots;
 use super::tls::SecurityConfig;
+use crate::clock::Clock;
 
 /// First pause after a failed renewal, and the factor of the following ones; SwarmKit's.
 const BACKOFF_BASE: Duration = Duration::from_secs(5);
@@ -132,50 +131,41 @@ impl Renewer {
     }
 
     async fn renew_once(&self, identity: &NodeIdentity) -> Result<NodeIdentity, String> {
-        let renewed = self
-            .renew_anywhere(identity)
-            .await
-            .map_err(|e| e.to_string())?;
-        if (identity.role(), renewed.role()) == (Role::Worker, Role::Manager) {
-            // A manager's key is sealed from the first time that it is written.
-            let addrs = self.managers.borrow().clone();
-            let sealing = fetch_sealing(&renewed, &addrs, self.security.clock()).await;
-            self.dir
-                .seal()
-                .adopt(&sealing.map_err(|error| error.to_string())?);
-        }
-        let (dir, to_store) = (self.dir.clone(), renewed.clone());
-        tokio::task::spawn_blocking(move || dir.store(&to_store))
-            .await
-            .map_err(|e| e.to_string())?
-            .map_err(|e| e.to_string())?;
+        let addrs = self.managers.borrow().clone();
+        let renewed = renew_anywhere(&self.security, &addrs).await;
+        let renewed = renewed.map_err(|e| e.to_string())?;
+        keep(
+            &self.dir,
+            (identity, &renewed),
+            &addrs,
+            self.security.clock(),
+        )
+        .await?;
         self.security
             .update(renewed.clone())
             .map_err(|e| e.to_string())?;
         Ok(renewed)
     }
+}
 
-    async fn renew_anywhere(&self, identity: &NodeIdentity) -> Result<NodeIdentity, RenewError> {
-        let addrs = self.managers.borrow().clone();
-        let mut last = RenewError::Connect(ConnectError::Transport {
-            addr: "the managers".into(),
-            reason: "no manager is known".into(),
-        });
-        for addr in addrs {
-            let channel = match connect::connect(&addr, &self.security).await {
-                Ok(channel) => channel,
-                Err(error) => {
-                    last = error.into();
-                    continue;
-                }
-            };
-            match renew(identity, channel, self.security.clock()).await {
-                Ok(renewed) => return Ok(renewed),
-                Err(error) => last = error,
-            }
-        }
-        Err(last)
+/// Writes a new certificate in place of an old one.
+pub(crate) async fn keep(
+    dir: &IdentityDir,
+    (old, new): (&NodeIdentity, &NodeIdentity),
+    addrs: &[String],
+    clock: &Clock,
+) -> Result<(), String> {
+    if (old.role(), new.role()) == (Role::Worker, Role::Manager) {
+        // A manager's key is sealed from the first time that it is written.
+        let sealing = fetch_sealing(new, addrs, clock).await;
+        dir.seal()
+            .adopt(&sealing.map_err(|error| error.to_string())?);
     }
+    let (dir, new) = (dir.clone(), new.clone());
+    tokio::task::spawn_blocking(move || dir.store(&new))
+        .await
+        .map_err(|e| e.to_string())?
+        .map_err(|e| e.to_string())
 }
 
 /// Pause after this many failures in a row.

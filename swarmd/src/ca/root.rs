@@ -11,9 +11,9 @@ use std::fmt;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
-    Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData as _, SerialNumber,
-    SubjectPublicKeyInfo,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, DnValue,
+    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    PublicKeyData as _, SerialNumber, SubjectPublicKeyInfo,
 };
 use ring::rand::SecureRandom as _;
 use rustls::pki_types::pem::{PemObject as _, SectionKind};
@@ -117,6 +117,22 @@ pub struct NodeSubject {
     pub cluster_id: ClusterId,
 }
 
+impl NodeSubject {
+    /// The subject alternative names: by its role it is verified as a server, by [`CA_SERVER_NAME`] as a manager that a
+    /// joiner does not know yet.
+    #[must_use]
+    pub fn host_names(&self) -> Vec<String> {
+        let mut names = vec![
+            self.role.organizational_unit().to_owned(),
+            self.node_id.to_string(),
+        ];
+        if self.role == Role::Manager {
+            names.push(CA_SERVER_NAME.to_owned());
+        }
+        names
+    }
+}
+
 /// A root CA with its key.
 pub struct RootCa {
     cert_pem: String,
@@ -142,9 +158,9 @@ impl RootCa {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256)?;
         let mut params = CertificateParams::default();
         params.distinguished_name = DistinguishedName::new();
-        params
-            .distinguished_name
-            .push(DnType::CommonName, CA_SERVER_NAME);
+        // The form that other CAs give it too when they sign it: names are compared byte by byte.
+        let name = CA_SERVER_NAME.try_into().map(DnValue::PrintableString)?;
+        params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
         set_validity(&mut params, now, now.after(ROOT_LIFE));
@@ -228,14 +244,7 @@ impl RootCa {
             return Err(IssueError::RootExpired(format_time(self.not_after)));
         }
         let key = csr_public_key(csr_pem)?;
-        let mut names = vec![
-            subject.role.organizational_unit().to_owned(),
-            subject.node_id.to_string(),
-        ];
-        if subject.role == Role::Manager {
-            names.push(CA_SERVER_NAME.to_owned());
-        }
-        let mut params = CertificateParams::new(names)?;
+        let mut params = CertificateParams::new(subject.host_names())?;
         params.distinguished_name = DistinguishedName::new();
         let name = &mut params.distinguished_name;
         name.push(DnType::OrganizationName, subject.cluster_id.to_string());
@@ -273,6 +282,11 @@ pub(crate) fn new_key_and_csr() -> Result<(Zeroizing<String>, String), rcgen::Er
 }
 
 fn csr_public_key(csr_pem: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
+    SubjectPublicKeyInfo::from_der(&csr_key(csr_pem)?).map_err(IssueError::CsrKey)
+}
+
+/// DER of the public key that a CSR is for, whose private half its sender has proven to hold.
+pub(crate) fn csr_key(csr_pem: &[u8]) -> Result<Vec<u8>, IssueError> {
     if csr_pem.len() > MAX_PEM_BYTES {
         let reason = format!(
             "{} bytes where at most {MAX_PEM_BYTES} are expected",
@@ -293,8 +307,9 @@ fn csr_public_key(csr_pem: &[u8]) -> Result<SubjectPublicKeyInfo, IssueError> {
         .map_err(|e| IssueError::Csr(PemProblem::Corrupted(e.to_string())))?;
     csr.verify_signature()
         .map_err(|_| IssueError::CsrSignature)?;
-    let spki = csr.certification_request_info.subject_pki.raw;
-    SubjectPublicKeyInfo::from_der(spki).map_err(IssueError::CsrKey)
+    let key = csr.certification_request_info.subject_pki.raw;
+    SubjectPublicKeyInfo::from_der(key).map_err(IssueError::CsrKey)?;
+    Ok(key.to_vec())
 }
 
 /// None only where the system has no randomness.

@@ -18,13 +18,19 @@ use rcgen::{
     KeyUsagePurpose, SubjectPublicKeyInfo,
 };
 use rustls::pki_types::CertificateDer;
+use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::pb;
 use swarm_proto::time::Timestamp;
 use x509_parser::der_parser::asn1_rs::Tag;
 use x509_parser::prelude::X509Certificate;
 use x509_parser::x509::AttributeTypeAndValue;
 
-use super::root::{RootCa, RootDigest, RootError, format_time, random_serial, set_validity};
+use super::Role;
+use super::root::{
+    DEFAULT_NODE_CERT_LIFE, IssueError, NodeSubject, RootCa, RootDigest, RootError, format_time,
+    new_key_and_csr, random_serial, set_validity,
+};
+use super::tls;
 use super::x509::{self, PemProblem};
 
 /// A root that is rotated to has to last at least so long: SwarmKit's one year.
@@ -57,6 +63,31 @@ pub enum UnfitRoot {
         "its subject has a form that can't be signed by the present root; give each of its attributes as a UTF-8 or printable string"
     )]
     Subject,
+    /// Nodes tell roots by their keys.
+    #[error(
+        "it has the key of the present root and another subject: certificates that name the one do not lead to the other; make it with a key of its own"
+    )]
+    SameKey,
+    /// It can't sign for nodes.
+    #[error("it can't sign the certificate of a {role}: {reason}; give a root without such limits")]
+    Issue {
+        /// Of such a node.
+        role: Role,
+        /// Why not.
+        reason: IssueError,
+    },
+    /// What it signs does not count.
+    #[error(
+        "the certificate of a {role} under it would not be taken by nodes that trust {trusted}: {reason}; give a root without name constraints or other limits on what it signs"
+    )]
+    Untaken {
+        /// Of such a node.
+        role: Role,
+        /// Which roots.
+        trusted: &'static str,
+        /// As TLS says.
+        reason: rustls::Error,
+    },
     /// Key and certificate, or signing.
     #[error(transparent)]
     Root(#[from] RootError),
@@ -67,14 +98,8 @@ pub enum UnfitRoot {
 /// # Errors
 /// Why it can't be one.
 pub fn fit(pem: &[u8], now: Timestamp) -> Result<String, UnfitRoot> {
-    let certs = x509::certs_from_pem(pem).map_err(UnfitRoot::Pem)?;
-    let [der] = certs.as_slice() else {
-        return Err(UnfitRoot::Several(certs.len()));
-    };
+    let der = &authority(pem)?;
     let cert = parse(der)?;
-    if !cert.is_ca() {
-        return Err(UnfitRoot::NoCa);
-    }
     if !x509::signed_by(&cert, &cert) {
         return Err(UnfitRoot::NotSelfSigned);
     }
@@ -83,6 +108,21 @@ pub fn fit(pem: &[u8], now: Timestamp) -> Result<String, UnfitRoot> {
         return Err(UnfitRoot::Short(format_time(end)));
     }
     Ok(to_pem(der))
+}
+
+/// The only certificate of a text, which is a CA's.
+///
+/// # Errors
+/// What is there instead.
+pub(crate) fn authority(pem: &[u8]) -> Result<CertificateDer<'static>, UnfitRoot> {
+    let certs = x509::certs_from_pem(pem).map_err(UnfitRoot::Pem)?;
+    let [der] = certs.as_slice() else {
+        return Err(UnfitRoot::Several(certs.len()));
+    };
+    match parse(der)?.is_ca() {
+        true => Ok(der.clone()),
+        false => Err(UnfitRoot::NoCa),
+    }
 }
 
 /// The certificate of `next` signed by `old`: same subject, same key.
@@ -112,6 +152,139 @@ pub fn cross_sign(old: &RootCa, next_pem: &str, now: Timestamp) -> Result<String
         false => Err(UnfitRoot::Subject),
     }
 }
+
+/// A change of root, in PEM.
+#[derive(Debug, Clone, Copy)]
+pub struct Turn<'a> {
+    /// The root that most nodes trust.
+    pub from: &'a str,
+    /// The one that they are to trust.
+    pub to: &'a str,
+    /// The latter, signed by the former.
+    pub cross: &'a str,
+}
+
+/// Issues certificates as they are issued while `next` takes over, and checks that they are taken.
+///
+/// # Errors
+/// Why the change would shut nodes out.
+pub fn try_out(turn: &Turn<'_>, next: &RootCa, now: Timestamp) -> Result<(), UnfitRoot> {
+    differ(turn.from, turn.to)?;
+    let (_, csr) = new_key_and_csr().map_err(|e| UnfitRoot::Root(RootError::Crypto(e)))?;
+    for role in [Role::Manager, Role::Worker] {
+        let subject = NodeSubject {
+            node_id: NodeId::from_raw(1),
+            role,
+            cluster_id: ClusterId::from_raw(1),
+        };
+        let leaf = next.issue(csr.as_bytes(), &subject, DEFAULT_NODE_CERT_LIFE, now);
+        let leaf = leaf.map_err(|reason| UnfitRoot::Issue { role, reason })?;
+        taken((&leaf, role), turn, now)?;
+    }
+    Ok(())
+}
+
+/// Checks that a certificate under the next root is taken: by nodes that trust the old root, both, or the next, which is
+/// what they trust in that order.
+///
+/// # Errors
+/// Who would not take it.
+pub fn taken((leaf, role): (&str, Role), turn: &Turn<'_>, now: Timestamp) -> Result<(), UnfitRoot> {
+    let certs = |pem: &str| x509::certs_from_pem(pem.as_bytes()).map_err(UnfitRoot::Pem);
+    let (from, to) = (certs(turn.from)?, certs(turn.to)?);
+    let both = [from.clone(), to.clone()].concat();
+    let served = certs(&format!("{leaf}{}", turn.cross))?;
+    let untaken = |trusted| {
+        move |reason| UnfitRoot::Untaken {
+            role,
+            trusted,
+            reason,
+        }
+    };
+    tls::verify((&served, role), &from, now).map_err(untaken("the present root"))?;
+    tls::verify((&served, role), &both, now).map_err(untaken("both"))?;
+    tls::verify((&served, role), &to, now).map_err(untaken("this one alone"))?;
+    // As they are issued once it has taken over.
+    tls::verify((&certs(leaf)?, role), &to, now).map_err(untaken("this one alone"))
+}
+
+/// Checks that two roots can be told from each other.
+///
+/// # Errors
+/// [`UnfitRoot::SameKey`].
+pub fn differ(old: &str, next: &str) -> Result<(), UnfitRoot> {
+    let of = |pem: &str| Reported::of(pem.as_bytes()).ok_or(UnfitRoot::Pem(PemProblem::Empty));
+    let (old, next) = (of(old)?, of(next)?);
+    match old.public_key == next.public_key && old.subject != next.subject {
+        true => Err(UnfitRoot::SameKey),
+        false => Ok(()),
+    }
+}
+
+/// Asks for the certificate of `next` to be signed by another CA: a CSR with its subject and its key.
+///
+/// # Errors
+/// When its subject can't be kept as it is, or signing fails.
+pub(crate) fn cross_request(next: &RootCa) -> Result<String, UnfitRoot> {
+    let certs = x509::certs_from_pem(next.cert_pem().as_bytes()).map_err(UnfitRoot::Pem)?;
+    let der = certs.first().ok_or(UnfitRoot::Pem(PemProblem::Empty))?;
+    let crypto = |e: rcgen::Error| UnfitRoot::Root(RootError::Crypto(e));
+    let mut params = CertificateParams::default();
+    params.distinguished_name = name_of(&parse(der)?).ok_or(UnfitRoot::Subject)?;
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    let csr = params
+        .serialize_request(next.issuer().key())
+        .map_err(crypto)?;
+    csr.pem().map_err(crypto)
+}
+
+/// What another CA made of [`cross_request`], in the one form it is stored in.
+///
+/// # Errors
+/// Why it does not lead from the old root to the next one.
+pub(crate) fn cross_signed(
+    answer: &[u8],
+    (from, to): (&str, &str),
+    now: Timestamp,
+) -> Result<String, UnfitCross> {
+    let certs = |pem: &[u8]| x509::certs_from_pem(pem).map_err(|e| UnfitCross(e.to_string()));
+    let unfit = |reason: &str| UnfitCross(reason.to_owned());
+    let (answer, from, to) = (
+        certs(answer)?,
+        certs(from.as_bytes())?,
+        certs(to.as_bytes())?,
+    );
+    let (Some(der), Some(from), Some(to)) = (answer.first(), from.first(), to.first()) else {
+        return Err(unfit("there is none"));
+    };
+    let parsed = |der| x509::parse(der).map_err(|e| UnfitCross(e.to_string()));
+    let (cross, from, to) = (parsed(der)?, parsed(from)?, parsed(to)?);
+    if cross.public_key().raw != to.public_key().raw {
+        return Err(unfit("it has another key than the new root"));
+    }
+    if cross.subject().as_raw() != to.subject().as_raw() {
+        return Err(unfit(
+            "its subject is not, byte by byte, that of the new root",
+        ));
+    }
+    if !x509::signed_by(&cross, &from) {
+        return Err(unfit("it is not signed by the present root"));
+    }
+    if !cross.is_ca() {
+        return Err(unfit("it is not a CA's certificate"));
+    }
+    let facts = x509::facts(der).map_err(|e| UnfitCross(e.to_string()))?;
+    match facts.not_before <= now && now < facts.not_after {
+        true => Ok(to_pem(der)),
+        false => Err(unfit("it is not valid now")),
+    }
+}
+
+/// Why a certificate does not lead from one root to the next.
+#[derive(Debug, thiserror::Error)]
+#[error("{0}")]
+pub(crate) struct UnfitCross(String);
 
 /// From when and until when the first certificate of a text is valid.
 ///
@@ -161,19 +334,35 @@ pub(crate) struct Reported {
     der: CertificateDer<'static>,
     /// DER of its public key.
     pub(crate) public_key: Vec<u8>,
+    /// DER of its subject.
+    pub(crate) subject: Vec<u8>,
 }
 
 impl Reported {
+    /// The certificate itself.
+    pub(crate) const fn der(&self) -> &CertificateDer<'static> {
+        &self.der
+    }
+
     /// None where the text is no certificate.
     pub(crate) fn of(pem: &[u8]) -> Option<Self> {
         let der = x509::certs_from_pem(pem).ok()?.into_iter().next()?;
-        let public_key = x509::parse(&der).ok()?.public_key().raw.to_vec();
-        Some(Self { der, public_key })
+        let cert = x509::parse(&der).ok()?;
+        let public_key = cert.public_key().raw.to_vec();
+        let subject = cert.subject().as_raw().to_vec();
+        Some(Self {
+            der,
+            public_key,
+            subject,
+        })
     }
 
-    /// Whether the certificate a node uses was issued under this root.
+    /// Whether the certificate a node uses was issued under this root. A chain leads to it by both its key and its subject.
     pub(crate) fn has_issued(&self, info: Option<&pb::NodeTlsInfo>) -> bool {
-        info.is_some_and(|info| info.cert_issuer_public_key == self.public_key)
+        info.is_some_and(|info| {
+            info.cert_issuer_public_key == self.public_key
+                && info.cert_issuer_subject == self.subject
+        })
     }
 
     /// Whether a node trusts this root.
@@ -211,7 +400,8 @@ fn value_of(attribute: &AttributeTypeAndValue<'_>) -> Option<DnValue> {
     }
 }
 
-fn to_pem(der: &CertificateDer<'_>) -> String {
+/// The one form that certificates from elsewhere are stored in.
+pub(crate) fn to_pem(der: &CertificateDer<'_>) -> String {
     let text = STANDARD.encode(der);
     let mut pem = String::from("-----BEGIN CERTIFICATE-----\n");
     let mut rest = text.as_str();
@@ -230,10 +420,9 @@ fn to_pem(der: &CertificateDer<'_>) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ca::root::{DEFAULT_NODE_CERT_LIFE, NodeSubject, new_key_and_csr};
+    use crate::ca::NodeIdentity;
     use crate::ca::testing::{NOW, TestCa};
-    use crate::ca::{NodeIdentity, Role};
-    use swarm_proto::id::NodeId;
+    use rcgen::{GeneralSubtree, NameConstraints};
 
     fn with_subject(push: impl Fn(&mut DistinguishedName), life: Duration) -> RootCa {
         let key = KeyPair::generate().unwrap();
@@ -288,6 +477,64 @@ mod tests {
             let other = TestCa::new(1);
             assert!(NodeIdentity::from_pem(&chain, &key, other.root.cert_pem()).is_err());
         }
+    }
+
+    /// A root with this key, limited to names of one domain where that is wanted.
+    fn limited(key: &KeyPair, subject: &str, to: Option<&str>) -> RootCa {
+        let mut params = CertificateParams::default();
+        params.distinguished_name = DistinguishedName::new();
+        params.distinguished_name.push(DnType::CommonName, subject);
+        params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        params.name_constraints = to.map(|to| NameConstraints {
+            permitted_subtrees: vec![GeneralSubtree::DnsName(to.to_owned())],
+            excluded_subtrees: Vec::new(),
+        });
+        set_validity(&mut params, NOW, NOW.after(DEFAULT_NODE_CERT_LIFE * 40));
+        let pem = params.self_signed(key).unwrap().pem();
+        RootCa::from_pem(&pem, &key.serialize_pem()).unwrap()
+    }
+
+    #[test]
+    fn a_root_that_would_shut_nodes_out_is_told_by_trying_it_out() {
+        let (key, other) = (KeyPair::generate().unwrap(), KeyPair::generate().unwrap());
+        let old = limited(&key, "Root", None);
+        let outcome = |next: &RootCa| {
+            let cross = cross_sign(&old, next.cert_pem(), NOW).unwrap();
+            let turn = Turn {
+                from: old.cert_pem(),
+                to: next.cert_pem(),
+                cross: &cross,
+            };
+            try_out(&turn, next, NOW).map_err(|e| e.to_string())
+        };
+        // Another key, and under the same name too; and the present one with a new term.
+        for next in [
+            limited(&other, "Root 2", None),
+            limited(&other, "Root", None),
+            limited(&key, "Root", None),
+        ] {
+            assert_eq!(outcome(&next), Ok(()));
+        }
+        let same_key = outcome(&limited(&key, "Root 2", None)).unwrap_err();
+        assert!(same_key.contains("key of the present root"), "{same_key}");
+        let constrained = outcome(&limited(&other, "Root 2", Some("example.com"))).unwrap_err();
+        assert!(constrained.contains("would not be taken"), "{constrained}");
+        assert!(constrained.contains("NameConstraint"), "{constrained}");
+    }
+
+    #[test]
+    fn the_issuer_of_a_certificate_is_told_by_key_and_subject() {
+        let key = KeyPair::generate().unwrap();
+        let [one, other] = ["Root", "Root 2"].map(|subject| {
+            let root = limited(&key, subject, None);
+            Reported::of(root.cert_pem().as_bytes()).unwrap()
+        });
+        let info = pb::NodeTlsInfo {
+            cert_issuer_public_key: one.public_key.clone(),
+            cert_issuer_subject: one.subject.clone(),
+            ..Default::default()
+        };
+        assert!(one.has_issued(Some(&info)) && !other.has_issued(Some(&info)));
     }
 
     #[test]

@@ -3,7 +3,8 @@
 //! Invariants:
 //! - TLS 1.2 or later, ALPN `h2`, ring for all cryptography.
 //! - A server takes a client certificate if one is given, and then it must lead to the cluster's
-//!   root: who comes without one reaches the CA's RPCs only (the authorisation table says so).
+//!   root: who comes without one reaches the CA's RPCs only (the authorisation table says so). So does
+//!   who comes with one whose time is over: it is shown for getting the next one.
 //! - A client takes a server only if its certificate leads to the cluster's root **and** names
 //!   `swarm-manager`. Host names and addresses are never looked at.
 //! - No session is resumed: a resumed session would not check the certificate's time again.
@@ -12,23 +13,34 @@
 //! each new connection, so renewal and root rotation need no restart and drop no connection.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::sign::SingleCertAndKey;
 use rustls::time_provider::TimeProvider;
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, ServerConfig, SignatureScheme};
+use rustls::{
+    CertificateError, ClientConfig, DigitallySignedStruct, DistinguishedName, RootCertStore,
+    ServerConfig, SignatureScheme,
+};
+use swarm_proto::time::Timestamp;
 use tokio::sync::watch;
 
 use super::identity::{IdentityError, NodeIdentity};
 use super::x509::{self, PemProblem};
+use super::{CA_SERVER_NAME, Role};
 use crate::clock::Clock;
 
+/// Certificates end at whole seconds.
+const SECOND: Duration = Duration::from_secs(1);
 /// The protocol of gRPC.
 const ALPN: &[u8] = b"h2";
+/// The protocol of web servers.
+const WEB_ALPN: &[u8] = b"http/1.1";
 
 /// Why no TLS configuration could be made.
 #[derive(Debug, Clone, thiserror::Error)]
@@ -60,7 +72,7 @@ impl From<rustls::Error> for TlsError {
 
 impl TimeProvider for Clock {
     fn current_time(&self) -> Option<UnixTime> {
-        let since_epoch = self.now().since(swarm_proto::time::Timestamp::ZERO);
+        let since_epoch = self.now().since(Timestamp::ZERO);
         Some(UnixTime::since_unix_epoch(since_epoch))
     }
 }
@@ -190,6 +202,7 @@ fn server_config(
         .allow_unauthenticated()
         .build()
         .map_err(|e| TlsError::Root(e.to_string()))?;
+    let verifier = Arc::new(ExpiredToo(verifier));
     let mut config = ServerConfig::builder_with_details(provider(), Arc::new(clock.clone()))
         .with_safe_default_protocol_versions()?
         .with_client_cert_verifier(verifier)
@@ -226,6 +239,54 @@ fn finish_client(mut config: ClientConfig) -> ClientConfig {
     config
 }
 
+/// For a web server under these roots, which is told by its host name. This node's certificate is shown where one is asked
+/// for.
+pub(crate) fn web_client(
+    identity: &NodeIdentity,
+    root_pem: &[u8],
+    clock: &Clock,
+) -> Result<ClientConfig, TlsError> {
+    let root = |problem: PemProblem| TlsError::Root(problem.to_string());
+    let roots = root_store(&x509::certs_from_pem(root_pem).map_err(root)?)?;
+    let mut config = client_config(Some(identity), &Arc::new(roots), clock)?;
+    config.alpn_protocols = vec![WEB_ALPN.to_vec()];
+    Ok(config)
+}
+
+/// Checks a chain, leaf first, of a node with this role as its peers do that trust these roots.
+///
+/// # Errors
+/// Why they would not take it.
+pub(crate) fn verify(
+    (chain, role): (&[CertificateDer<'static>], Role),
+    roots: &[CertificateDer<'static>],
+    now: Timestamp,
+) -> Result<(), rustls::Error> {
+    let general = |e: &dyn std::fmt::Display| rustls::Error::General(e.to_string());
+    let mut store = RootCertStore::empty();
+    for root in roots {
+        store.add(root.clone())?;
+    }
+    let (roots, now) = (Arc::new(store), now.since(Timestamp::ZERO));
+    let (leaf, between) = chain
+        .split_first()
+        .ok_or(rustls::Error::NoCertificatesPresented)?;
+    let now = UnixTime::since_unix_epoch(now);
+    let clients = WebPkiClientVerifier::builder_with_provider(Arc::clone(&roots), provider());
+    let clients = clients.build().map_err(|e| general(&e))?;
+    clients.verify_client_cert(leaf, between, now)?;
+    if role != Role::Manager {
+        return Ok(());
+    }
+    let servers = WebPkiServerVerifier::builder_with_provider(roots, provider());
+    let servers = servers.build().map_err(|e| general(&e))?;
+    for name in [role.organizational_unit(), CA_SERVER_NAME] {
+        let name = ServerName::try_from(name).map_err(|e| general(&e))?;
+        servers.verify_server_cert(leaf, between, &name, &[], now)?;
+    }
+    Ok(())
+}
+
 /// For a joiner that holds the root certificate and no identity yet.
 pub(crate) fn pinned_client(root_pem: &str, clock: &Clock) -> Result<Arc<ClientConfig>, TlsError> {
     let root = |problem: PemProblem| TlsError::Root(problem.to_string());
@@ -242,6 +303,71 @@ pub(crate) fn unverified_client(clock: &Clock) -> Result<Arc<ClientConfig>, TlsE
         .with_custom_certificate_verifier(Arc::new(AnyServer(provider())))
         .with_no_client_auth();
     Ok(Arc::new(finish_client(config)))
+}
+
+/// Takes a client certificate also after its end, as it was before that.
+#[derive(Debug)]
+struct ExpiredToo(Arc<dyn ClientCertVerifier>);
+
+impl ClientCertVerifier for ExpiredToo {
+    fn offer_client_auth(&self) -> bool {
+        self.0.offer_client_auth()
+    }
+
+    fn client_auth_mandatory(&self) -> bool {
+        self.0.client_auth_mandatory()
+    }
+
+    fn root_hint_subjects(&self) -> &[DistinguishedName] {
+        self.0.root_hint_subjects()
+    }
+
+    fn verify_client_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        now: UnixTime,
+    ) -> Result<ClientCertVerified, rustls::Error> {
+        let verified = self.0.verify_client_cert(end_entity, intermediates, now);
+        let Err(rustls::Error::InvalidCertificate(
+            CertificateError::Expired | CertificateError::ExpiredContext { .. },
+        )) = &verified
+        else {
+            return verified;
+        };
+        // Its last second.
+        let end = x509::facts(end_entity).map(|facts| facts.not_after.before(SECOND));
+        let end = end.map(|end| end.since(Timestamp::ZERO));
+        match end {
+            Ok(end) if end < Duration::from_secs(now.as_secs()) => {
+                let end = UnixTime::since_unix_epoch(end);
+                self.0.verify_client_cert(end_entity, intermediates, end)
+            }
+            Ok(_) | Err(_) => verified,
+        }
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.0.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_verify_schemes()
+    }
 }
 
 /// Accepts any certificate, but only from who holds its key.

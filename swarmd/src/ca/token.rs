@@ -22,6 +22,8 @@ use super::root::RootDigest;
 const TOKEN_PREFIX: &str = "SWMTKN";
 const KEY_PREFIX: &str = "SWMKEY";
 const VERSION: &str = "1";
+/// What SwarmKit writes there for a cluster that demands FIPS.
+const FIPS_VERSION: &str = "2";
 /// Characters of a 256-bit number in base 36.
 const DIGEST_CHARS: usize = 50;
 /// Characters of a 128-bit number in base 36.
@@ -52,7 +54,13 @@ pub enum TokenFault {
     /// Something else was given.
     #[error("it does not begin with SWMTKN-")]
     Prefix,
-    /// A later or FIPS format.
+    /// SwarmKit's format of clusters that demand FIPS 140.
+    #[error(
+        "it is of a cluster whose nodes have to run in FIPS mode (version 2 of SwarmKit's tokens), which swarmd does not \
+         have: it forms no such cluster and joins none"
+    )]
+    Fips,
+    /// A later format.
     #[error("its version is {0:?}, and this swarmd knows version 1 only")]
     Version(String),
     /// Dashes missing or too many.
@@ -162,6 +170,7 @@ fn parse_token(text: &str) -> Result<JoinToken, TokenFault> {
     }
     match parts.next() {
         Some(VERSION) => {}
+        Some(FIPS_VERSION) => return Err(TokenFault::Fips),
         Some(other) => return Err(TokenFault::Version(other.chars().take(8).collect())),
         None => return Err(TokenFault::Parts(1)),
     }
@@ -380,7 +389,11 @@ mod tests {
         assert_eq!(fault("SWMTKN"), TokenFault::Parts(1));
         assert_eq!(
             fault(&format!("SWMTKN-2-1-{digest}-{secret}")),
-            TokenFault::Version("2".into())
+            TokenFault::Fips
+        );
+        assert_eq!(
+            fault(&format!("SWMTKN-3-{digest}-{secret}")),
+            TokenFault::Version("3".into())
         );
         assert_eq!(fault(&format!("SWMTKN-1-{digest}")), TokenFault::Parts(3));
         assert_eq!(fault(&format!("{}-x", good.as_str())), TokenFault::Parts(5));

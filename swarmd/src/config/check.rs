@@ -7,6 +7,8 @@ use super::{
     Config, ConfigErrors, DEFAULT_PORT, ExecutorKind, ForceNewCluster, Join, Settings, images,
 };
 use crate::ca::token::{JoinToken, UnlockKey};
+use swarm_proto::external_ca::{EXTERNAL_CAS_MAX, Said};
+use swarm_proto::pb::ExternalCa;
 
 /// Most addresses of one flag; as many as a manager has.
 const ADDRESSES_MAX: usize = 8;
@@ -120,6 +122,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
     }
     let (join, join_addrs) = check_join(&mut c, &s);
     let unlock_key = check_unlock_key(&mut c, &s);
+    let external_cas = external_cas(&mut c, &s.external_ca);
     let engine_labels = check_labels(&mut c, &s.engine_label);
     let state_dir = PathBuf::from(s.state_dir.unwrap_or_else(|| "/var/lib/swarmd".to_owned()));
     let control = s
@@ -136,6 +139,7 @@ pub(super) fn check(s: Settings, errors: Vec<String>) -> Result<Config, ConfigEr
         join_addrs,
         force_new_cluster,
         autolock: s.autolock,
+        external_cas,
         unlock_key,
         engine_addr,
         containerd_namespace: namespace,
@@ -233,6 +237,44 @@ fn check_unlock_key(c: &mut Check, s: &Settings) -> Option<UnlockKey> {
         // The value is a secret: the message names the flag alone.
         Err(error) => {
             c.errors.push(format!("--unlock-key: {error}"));
+            None
+        }
+    }
+}
+
+fn external_cas(c: &mut Check, texts: &[String]) -> Vec<ExternalCa> {
+    if texts.len() > EXTERNAL_CAS_MAX {
+        let given = texts.len();
+        c.errors.push(format!(
+            "--external-ca: given {given} times; give at most {EXTERNAL_CAS_MAX}"
+        ));
+    }
+    let texts = texts.iter().take(EXTERNAL_CAS_MAX);
+    texts.filter_map(|text| external_ca(c, text)).collect()
+}
+
+fn external_ca(c: &mut Check, text: &str) -> Option<ExternalCa> {
+    let mut wrong = |reason: String| c.errors.push(format!("--external-ca: {reason}"));
+    // Not the text itself: its options may be secrets.
+    let said = match Said::parse(text) {
+        Ok(said) => said,
+        Err(reasons) => {
+            reasons.into_iter().for_each(wrong);
+            return None;
+        }
+    };
+    let Some(path) = &said.ca_cert else {
+        return Some(said.into_wire(Vec::new()));
+    };
+    let read = std::fs::read(path).map_err(|e| format!("can't be read: {e}"));
+    let read = read.and_then(|pem| match crate::ca::roots::authority(&pem) {
+        Ok(_) => Ok(pem),
+        Err(unfit) => Err(unfit.to_string()),
+    });
+    match read {
+        Ok(pem) => Some(said.into_wire(pem)),
+        Err(reason) => {
+            wrong(format!("cacert {path}: {reason}"));
             None
         }
     }

@@ -222,3 +222,49 @@ fn a_mirrors_password_is_refused_and_not_shown() {
         assert!(!error.contains("secret"), "{error}");
     }
 }
+
+#[test]
+fn external_cas_are_read_with_their_roots() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let root = crate::ca::testing::TestCa::new(1).root;
+    std::fs::write(path("root.pem"), root.cert_pem()).unwrap();
+    std::fs::write(path("two.pem"), root.cert_pem().repeat(2)).unwrap();
+    let good = [
+        "--external-ca=protocol=cfssl,url=https://10.0.0.1:8888/sign,label=x".to_owned(),
+        format!(
+            "--external-ca=protocol=cfssl,url=https://ca/,cacert={}",
+            path("root.pem")
+        ),
+    ];
+    let read = config(&good.each_ref().map(String::as_str))
+        .unwrap()
+        .external_cas;
+    assert_eq!(read.len(), 2);
+    assert_eq!(read[0].options["label"], "x");
+    assert!(read[0].ca_cert.is_empty());
+    assert_eq!(read[1].ca_cert, root.cert_pem().as_bytes());
+
+    let bad = [
+        "--external-ca=protocol=acme,secret=hush".to_owned(),
+        "--external-ca=protocol=cfssl,url=https://ca/,cacert=/nonexistent".to_owned(),
+        format!(
+            "--external-ca=protocol=cfssl,url=https://ca/,cacert={}",
+            path("two.pem")
+        ),
+    ];
+    let told = config(&bad.each_ref().map(String::as_str)).unwrap_err();
+    for (told, part) in told
+        .0
+        .iter()
+        .zip(["acme", "no url", "be read", "2 certificates"])
+    {
+        assert!(told.starts_with("--external-ca: "), "{told}");
+        assert!(told.contains(part), "{told}");
+    }
+    assert_eq!(told.0.len(), 4, "{told}");
+    assert!(!told.to_string().contains("hush"), "{told}");
+    let many = vec![good[0].as_str(); 9];
+    let told = config(&many).unwrap_err().to_string();
+    assert!(told.contains("at most 8"), "{told}");
+}

@@ -29,6 +29,7 @@ async fn restored() -> (tempfile::TempDir, Vec<String>) {
         node_id: node,
         availability: Availability::Active,
         unlock_key: None,
+        external_cas: Vec::new(),
     };
     bootstrap::found(&store, &clock, founder).await.unwrap();
     let state = store.view();

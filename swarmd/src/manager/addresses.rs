@@ -71,7 +71,13 @@ pub(super) fn moves(state: &State, status: &RaftStatus, known: &Known) -> Vec<Mo
             None if *id == status.id => own(now, status.members.len() == 1, known)?,
             None => (others(member, known)?, true),
         };
-        (addresses != *now).then(|| Move {
+        // Those that were proved stand in the order in which they proved to lead there.
+        let among = |address: &String| now.contains(address);
+        let same = match to_prove {
+            true => addresses.len() == now.len() && addresses.iter().all(among),
+            false => addresses == *now,
+        };
+        (!same).then(|| Move {
             id: *id,
             member: Member {
                 node_id: node.clone(),
@@ -124,25 +130,47 @@ fn others(member: &MemberStatus, known: &Known) -> Option<Vec<String>> {
     }
 }
 
-/// Whether the member answers at one of its addresses.
+/// Whether the member answers at one of its addresses: all of them, those where it does in front. All are tried at once, so
+/// that ones that lead nowhere cost no more than one.
 ///
 /// # Errors
 /// Why it does not, at the last one.
-pub(super) async fn prove(member: &Member, security: &SecurityConfig) -> Result<(), String> {
+pub(super) async fn prove(
+    member: &Member,
+    security: &SecurityConfig,
+) -> Result<Vec<String>, String> {
     let node: NodeId = member
         .node_id
         .parse()
         .map_err(|_| "it is no node".to_owned())?;
-    let mut last = "there is none".to_owned();
-    for address in &member.addresses {
+    let tried = member.addresses.iter().map(|address| async move {
         let there = connect_to(node, address, security);
         match security.clock().timeout(PROOF, there).await {
-            Ok(Ok(_)) => return Ok(()),
-            Ok(Err(error)) => last = error.to_string(),
-            Err(elapsed) => last = format!("{address}: {elapsed}"),
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(error.to_string()),
+            Err(elapsed) => Err(format!("{address}: {elapsed}")),
+        }
+    });
+    in_front(&member.addresses, futures::future::join_all(tried).await)
+}
+
+/// Addresses, those that lead there first; none, where none does.
+fn in_front(all: &[String], tried: Vec<Result<(), String>>) -> Result<Vec<String>, String> {
+    let (mut lead, mut dead, mut last) = (Vec::new(), Vec::new(), "there is none".to_owned());
+    for (address, tried) in all.iter().zip(tried) {
+        match tried {
+            Ok(()) => lead.push(address.clone()),
+            Err(reason) => {
+                dead.push(address.clone());
+                last = reason;
+            }
         }
     }
-    Err(last)
+    if lead.is_empty() {
+        return Err(last);
+    }
+    lead.append(&mut dead);
+    Ok(lead)
 }
 
 #[cfg(test)]
@@ -207,6 +235,17 @@ mod tests {
         // One of those it is known by, and the others are dead.
         assert_eq!(of_other(true, true, &["old:1"], "old:1"), ["old:1"]);
         assert!(of_other(true, false, &["old:1", "dead:1"], "old:1").is_empty());
+    }
+
+    #[test]
+    fn addresses_that_lead_there_are_put_in_front_and_stay_so() {
+        let tried = vec![Err("dead".to_owned()), Ok(())];
+        let proved = in_front(&all(&["dead:1", "old:1"]), tried);
+        assert_eq!(proved, Ok(all(&["old:1", "dead:1"])));
+        let none = in_front(&all(&["dead:1"]), vec![Err("dead".to_owned())]);
+        assert_eq!(none, Err("dead".to_owned()));
+        // It goes on saying them in its own order.
+        assert!(of_other(true, false, &["dead:1", "old:1"], "old:1").is_empty());
     }
 
     #[test]

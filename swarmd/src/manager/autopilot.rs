@@ -25,7 +25,8 @@ use super::roles::{Lost, is_up, status_without};
 use super::store::{ManagerNote, Retirement, State};
 use crate::clock::Monotonic;
 
-/// Looks that are further apart than this have a gap: whoever was silent before counts from anew.
+/// Looks that are further apart than this have a gap: whoever was silent before counts from anew. For as long who is given
+/// up has to be silent after that was written down.
 const GAP: Duration = Duration::from_secs(5);
 
 /// Since when members have been silent, as far as this leader has looked on.
@@ -111,6 +112,7 @@ pub(super) fn next(look: Look<'_>) -> Option<Care> {
         at: look.now,
         reason: format!("it had not answered for {silent} s; {reason}"),
         done: false,
+        demoted: false,
     };
     Some(Care::Note(node, Some(retired)))
 }
@@ -124,30 +126,54 @@ enum Gone {
     Over,
 }
 
-/// What is left to do about one that was given up.
+/// What is left to do about one that was given up, or demoted.
 fn go_on(look: Look<'_>, node: NodeId, retired: &Retirement) -> Gone {
     let (status, id) = (look.status, retired.raft_id);
-    let member = status.members.get(&id);
     let object = look.state.nodes.get(&node);
     let manages = object.is_some_and(|n| n.desired_role == pb::NodeRole::Manager);
     let text = node.to_string();
     let mut others = status.members.iter().filter(|(other, _)| **other != id);
     let back = others.any(|(_, m)| m.voter && m.member.node_id == text);
-    match member {
-        None if back || !manages => Gone::Step(Care::Note(node, None)),
-        None if retired.done => Gone::Over,
-        // The change that removed it must be there to stay before the manager hears of it.
-        None if !status.settled => Gone::Waits,
-        None => {
-            let done = true;
-            let retired = retired.clone();
-            Gone::Step(Care::Note(node, Some(Retirement { done, ..retired })))
-        }
-        Some(member) if is_up(status, id, member) => Gone::Step(Care::Note(node, None)),
-        Some(_) => match may_go(status, id, &|id| look.silent.contains_key(id)) {
-            Ok(_) => Gone::Step(Care::Remove(id)),
-            Err(_) => Gone::Waits,
-        },
+    let note = |done, demoted| {
+        let retired = retired.clone();
+        Gone::Step(Care::Note(
+            node,
+            Some(Retirement {
+                done,
+                demoted,
+                ..retired
+            }),
+        ))
+    };
+    let Some(member) = status.members.get(&id) else {
+        return match retired.done {
+            _ if back => Gone::Step(Care::Note(node, None)),
+            // Its number is kept until it is back: it may never have become a worker before it is promoted again.
+            true if !manages && !retired.demoted => note(true, true),
+            true => Gone::Over,
+            // The change that removed it must be there to stay before the manager hears of it.
+            false if !status.settled => Gone::Waits,
+            false => note(true, retired.demoted),
+        };
+    };
+    if retired.demoted {
+        return match manages {
+            // Promoted again before it went.
+            true => Gone::Step(Care::Note(node, None)),
+            // It goes in its turn.
+            false => Gone::Over,
+        };
+    }
+    if is_up(status, id, member) {
+        return Gone::Step(Care::Note(node, None));
+    }
+    // Who wrote the note may have heard nothing only because it had just begun to lead; and an idle cluster sends nothing
+    // that a distant manager answers in time. The note itself asks them all.
+    let silent = look.silent.get(&id).is_some_and(|silent| *silent >= GAP);
+    let asked = look.now >= retired.at.after(GAP);
+    match may_go(status, id, &|id| look.silent.contains_key(id)) {
+        Ok(_) if silent && asked => Gone::Step(Care::Remove(id)),
+        Ok(_) | Err(_) => Gone::Waits,
     }
 }
 
@@ -183,7 +209,7 @@ fn may_go(
     ))
 }
 
-/// What is kept of this node, where it is given up under this number.
+/// Whether this node is given up, or demoted, under this number.
 pub(super) fn is_given_up(state: &State, node: NodeId, id: RaftId) -> bool {
     let note = state.cluster.as_ref().and_then(|c| c.managers.get(&node));
     let retired = note.and_then(|note: &ManagerNote| note.retired.as_ref());
@@ -197,6 +223,7 @@ mod tests {
     use super::*;
     use crate::manager::raft::Member;
     use crate::manager::store::testing;
+    use proptest::prelude::*;
 
     const GRACE: Duration = Duration::from_secs(600);
     const LONG: u64 = 700;
@@ -206,6 +233,7 @@ mod tests {
         state: State,
         status: RaftStatus,
         silent: BTreeMap<RaftId, Duration>,
+        now: Timestamp,
     }
 
     fn node_of(id: RaftId) -> NodeId {
@@ -243,6 +271,7 @@ mod tests {
                 state,
                 status,
                 silent,
+                now: Timestamp(7),
             }
         }
 
@@ -251,14 +280,15 @@ mod tests {
                 state: &self.state,
                 status: &self.status,
                 silent: &self.silent,
-                now: Timestamp(7),
+                now: self.now,
             })
         }
 
-        /// Takes steps until there is none; who was removed, in order.
+        /// Takes steps until there is none, with time between them; who was removed, in order.
         fn run(&mut self) -> Vec<RaftId> {
             let mut removed = Vec::new();
             for _ in 0..20 {
+                self.now = self.now.after(GAP);
                 match self.next() {
                     None => return removed,
                     Some(Care::Remove(id)) => {
@@ -332,6 +362,14 @@ mod tests {
         let mut cluster = bed.state.cluster.as_deref().unwrap().clone();
         cluster.managers.entry(node).or_default().retired = retired;
         bed.state.cluster = Some(Arc::new(cluster));
+        // The note asks it once more.
+        assert_eq!(bed.next(), None);
+        bed.now = bed.now.after(GAP);
+        assert_eq!(bed.next(), Some(Care::Remove(2)));
+        // Who leads next finds out for itself whether it is silent.
+        bed.silent.insert(2, Duration::ZERO);
+        assert_eq!(bed.next(), None);
+        bed.silent.insert(2, GAP);
         assert_eq!(bed.next(), Some(Care::Remove(2)));
         let mut back = Bed::new(3, &[]);
         back.state = bed.state.clone();
@@ -368,5 +406,177 @@ mod tests {
         // It slept: what it knows is old.
         assert_eq!(look(LONG), Some(Duration::ZERO));
         assert!(GRACE > GAP);
+    }
+
+    /// What befalls managers.
+    #[derive(Debug, Clone)]
+    enum Fate {
+        Down(u8),
+        Up(u8),
+        /// The leader looks on, second by second.
+        Seconds(u64),
+        /// It is stopped, with its memory as it was.
+        Sleeps(u64),
+        /// Another one leads, which knows what is written down.
+        Elected,
+    }
+
+    /// Managers that come and go, as who leads sees them; node 1 is always there.
+    struct Life {
+        bed: Bed,
+        silence: Silence,
+        clock: crate::clock::Clock,
+        hand: crate::clock::ManualClock,
+        /// By node: its number in consensus, while it is a member.
+        numbers: BTreeMap<u64, RaftId>,
+        /// Since when a node is down.
+        down: BTreeMap<u64, Monotonic>,
+        last_number: RaftId,
+    }
+
+    impl Life {
+        fn new(count: u64) -> Self {
+            let (clock, hand) = crate::clock::Clock::manual(Timestamp::from_millis(1_000_000));
+            Self {
+                bed: Bed::new(count, &[]),
+                silence: Silence::default(),
+                clock,
+                hand,
+                numbers: (1..=count).map(|node| (node, node)).collect(),
+                down: BTreeMap::new(),
+                last_number: 100,
+            }
+        }
+
+        fn befalls(&mut self, fate: &Fate) {
+            match fate {
+                Fate::Down(node) => {
+                    let node = u64::from(*node);
+                    let now = self.clock.monotonic();
+                    if node != 1 && self.bed.state.nodes.contains_key(&node_of(node)) {
+                        self.down.entry(node).or_insert(now);
+                    }
+                }
+                Fate::Up(node) => {
+                    self.down.remove(&u64::from(*node));
+                }
+                Fate::Seconds(count) => (0..*count).for_each(|_| self.second()),
+                Fate::Sleeps(secs) => self.hand.advance(Duration::from_secs(*secs)),
+                Fate::Elected => self.silence = Silence::default(),
+            }
+        }
+
+        /// A second passes, and the leader does what there is to do.
+        fn second(&mut self) {
+            self.hand.advance(Duration::from_secs(1));
+            self.join_anew();
+            for (node, id) in &self.numbers {
+                let member = self.bed.status.members.get_mut(id).unwrap();
+                member.heard = (!self.down.contains_key(node)).then_some(Duration::ZERO);
+            }
+            let status = &self.bed.status;
+            self.bed.silent = self.silence.look(status, self.clock.monotonic());
+            self.bed.now = self.clock.now();
+            for _ in 0..10 {
+                match self.bed.next() {
+                    None => return,
+                    Some(Care::Remove(id)) => {
+                        self.may_go(id);
+                        self.bed.status.members.remove(&id);
+                        self.numbers.retain(|_, known| *known != id);
+                        self.bed.silent.remove(&id);
+                    }
+                    Some(Care::Note(node, retired)) => {
+                        if let Some(retired) = retired.as_ref().filter(|retired| !retired.done) {
+                            self.may_go(retired.raft_id);
+                        }
+                        let mut cluster = self.bed.state.cluster.as_deref().unwrap().clone();
+                        cluster.managers.entry(node).or_default().retired = retired;
+                        let notes = cluster.managers.values();
+                        let open = notes.filter(|n| n.retired.as_ref().is_some_and(|r| !r.done));
+                        assert!(open.count() <= 1, "two are given up at once");
+                        self.bed.state.cluster = Some(Arc::new(cluster));
+                    }
+                }
+            }
+            panic!("it never ends");
+        }
+
+        /// Who was given up and is back is a member under another number.
+        fn join_anew(&mut self) {
+            for node in 1..=self.bed.state.nodes.len() as u64 {
+                if self.numbers.contains_key(&node) || self.down.contains_key(&node) {
+                    continue;
+                }
+                self.last_number += 1;
+                let leader = self.bed.status.members.get(&1).unwrap();
+                let mut member = leader.clone();
+                member.member.node_id = node_of(node).to_string();
+                self.numbers.insert(node, self.last_number);
+                self.bed.status.members.insert(self.last_number, member);
+            }
+        }
+
+        /// The oracle, by what is true and not by what the leader knows: it has been dead for the grace, and the others
+        /// decide without it, now and afterwards.
+        fn may_go(&self, id: RaftId) {
+            let (node, _) = self
+                .numbers
+                .iter()
+                .find(|(_, known)| **known == id)
+                .unwrap();
+            let since = self.down.get(node).expect("one that is up is given up");
+            let dead = self.clock.monotonic().since(*since);
+            assert!(dead >= GRACE, "given up after {dead:?}");
+            let voters = self.numbers.len();
+            let down = self
+                .numbers
+                .keys()
+                .filter(|node| self.down.contains_key(node));
+            let up = voters - down.count();
+            assert!(up > voters / 2, "{up} of {voters} decide");
+            assert!(
+                up > (voters - 1) / 2,
+                "{up} of {voters} are up when it has gone"
+            );
+        }
+    }
+
+    fn fate() -> impl Strategy<Value = Fate> {
+        prop_oneof![
+            3 => (2_u8..8).prop_map(Fate::Down),
+            2 => (2_u8..8).prop_map(Fate::Up),
+            4 => (1_u64..700).prop_map(Fate::Seconds),
+            1 => (1_u64..700).prop_map(Fate::Sleeps),
+            1 => Just(Fate::Elected),
+        ]
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig::with_cases(64))]
+        #[test]
+        fn whatever_befalls_only_the_dead_go_and_where_most_are_up_all_of_them(
+            count in 1_u64..8, fates in prop::collection::vec(fate(), 1..40),
+        ) {
+            let mut life = Life::new(count);
+            for fate in &fates {
+                life.befalls(fate);
+            }
+            // Nothing more befalls: one after the other, each within a grace and what it takes to write down.
+            let dead = |life: &Life| {
+                let numbers = life.numbers.keys();
+                numbers.filter(|node| life.down.contains_key(node)).count()
+            };
+            let most_are_up = dead(&life) < life.numbers.len().div_ceil(2);
+            life.befalls(&Fate::Seconds(GRACE.as_secs() + 10 * GAP.as_secs()));
+            if most_are_up {
+                prop_assert_eq!(dead(&life), 0);
+            } else {
+                // Nobody could decide it.
+                let before = life.numbers.len();
+                life.befalls(&Fate::Seconds(GRACE.as_secs()));
+                prop_assert_eq!(life.numbers.len(), before);
+            }
+        }
     }
 }

@@ -26,8 +26,8 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::raft::{
-    Epoch, Former, Machine as _, MachineError, Member, Membership, Published, RaftId, RaftStatus,
-    read_former,
+    Epoch, Former, Gate, Machine as _, MachineError, Member, Membership, Published, RaftId,
+    RaftStatus, read_former,
 };
 use super::store::State;
 use super::store::machine::StoreMachine;
@@ -419,8 +419,9 @@ impl Write for Out {
 pub struct Source {
     published: watch::Receiver<Published<State>>,
     membership: Membership<StoreMachine>,
-    /// Which epoch it is of, and where its files are.
-    place: (Epoch, PathBuf),
+    /// Which epoch it is of: a manager that has just joined takes it over from its leader, after this was made.
+    gate: Arc<Gate>,
+    raft_dir: PathBuf,
     room: Arc<Semaphore>,
 }
 
@@ -429,13 +430,14 @@ impl Source {
     pub(crate) fn new(
         published: watch::Receiver<Published<State>>,
         membership: Membership<StoreMachine>,
-        place: (Epoch, PathBuf),
+        (gate, raft_dir): (Arc<Gate>, PathBuf),
     ) -> Self {
         let room = Arc::new(Semaphore::new(AT_ONCE));
         Self {
             published,
             membership,
-            place,
+            gate,
+            raft_dir,
             room,
         }
     }
@@ -443,7 +445,8 @@ impl Source {
     /// A backup of the newest applied state.
     ///
     /// # Errors
-    /// RESOURCE_EXHAUSTED while others are under way.
+    /// RESOURCE_EXHAUSTED while others are under way; UNAVAILABLE while this manager is of no epoch yet: what is restored
+    /// from such a backup would fence nobody.
     pub async fn backup(&self, now: Timestamp) -> Result<Pieces, Status> {
         let held = Arc::clone(&self.room).try_acquire_owned();
         let held = held.map_err(|_| {
@@ -451,9 +454,16 @@ impl Source {
                 "{AT_ONCE} backups are under way on the leader; wait until one is done"
             ))
         })?;
+        let epoch = self.gate.epoch();
+        if epoch == Epoch::NONE {
+            return Err(Status::unavailable(
+                "this manager has not heard from its leader yet, and does not know which epoch the cluster is in: try \
+                 again later, or make the backup on another manager",
+            ));
+        }
         let published = self.published.borrow().clone();
         let status = self.membership.status();
-        let (epoch, raft_dir) = self.place.clone();
+        let raft_dir = self.raft_dir.clone();
         let former = process::blocking(move || read_former(&raft_dir)).await;
         let former = former.map_err(|stopped| Status::unavailable(stopped.to_string()))?;
         let former = former.unwrap_or_else(|error| {
@@ -468,10 +478,17 @@ impl Source {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::clock::Clock;
+    use crate::images::RegistryResolver;
+    use crate::manager::raft::{Sender, Start, Timing};
     use crate::manager::store::snapshot::state_hash;
     use crate::manager::store::testing::{node, run};
     use crate::manager::store::{Change, Entry};
+    use crate::manager::{Manager, ManagerConfig};
+    use crate::seal::Seal;
+    use agent_runtime::registry::Registries;
     use std::sync::Arc;
+    use swarm_proto::id::NodeId;
 
     fn some_state(nodes: u8) -> State {
         let changes = (1..=nodes).map(|id| Change::CreateNode(Arc::new(node(id))));
@@ -548,6 +565,39 @@ mod tests {
         assert!(matches!(later, BackupError::Format { found } if found == "9"));
         let sealed = with(|header| header.seal = "unlock-key".to_owned());
         assert!(matches!(sealed, BackupError::Sealed { .. }));
+    }
+
+    #[tokio::test]
+    async fn a_manager_that_joined_says_the_epoch_that_it_took_over() {
+        use tokio_stream::StreamExt as _;
+        let dir = tempfile::tempdir().unwrap();
+        let config = ManagerConfig {
+            node_id: NodeId::from_raw(1),
+            state_dir: dir.path().to_owned(),
+            timing: Timing::default(),
+            addresses: Vec::new(),
+            says: Vec::new(),
+            here: Vec::new,
+            start: Start::Join,
+            resolver: Arc::new(RegistryResolver(Registries::default())),
+            seal: Seal::default(),
+        };
+        let manager = Manager::start(config, Clock::real()).await.unwrap();
+        let source = manager.backups();
+        let refused = source.backup(Timestamp(1)).await.unwrap_err();
+        let text = refused.message();
+        assert!(text.contains("not heard from its leader"), "{text}");
+        // What its leader's first append does.
+        let epoch = Epoch::FIRST.next(7);
+        manager.gate().admit_epoch(epoch, Sender::Leader).unwrap();
+        let mut pieces = source.backup(Timestamp(1)).await.unwrap();
+        let first = pieces.next().await.unwrap().unwrap().part.unwrap();
+        let Part::Header(header) = first else {
+            panic!("{first:?}");
+        };
+        assert_eq!(Epoch::of_wire(header.epoch), epoch);
+        drop(pieces);
+        manager.shutdown().await;
     }
 
     #[tokio::test]

@@ -1,19 +1,21 @@
 //! Founding a cluster: root CA, join tokens, the cluster object, and the first node. And starting it
 //! anew: a certificate for a manager that has the cluster and no valid one of its own.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::pb;
 use swarm_proto::time::{Timestamp, duration_to_wire};
 
+use super::authority::name_roots;
 use super::autolock;
-use super::caserver::{new_node, sign};
+use super::caserver::new_node;
+use super::signer::{Signer, sign_with_key};
 use super::store::{Change, Cluster, Meta};
 use super::writer::Store;
 use crate::ca::root::new_key_and_csr;
-use crate::ca::{JoinToken, NodeIdentity, NodeSubject, Role, RootCa, UnlockKey};
+use crate::ca::{JoinToken, NodeIdentity, NodeSubject, Role, RootCa, SecurityConfig, UnlockKey};
 use crate::clock::Clock;
 
 /// SwarmKit's defaults for a new cluster.
@@ -45,6 +47,8 @@ pub struct Founder {
     pub availability: pb::node_spec::Availability,
     /// Managers are to be locked when they start, and this key opens them.
     pub unlock_key: Option<UnlockKey>,
+    /// External CAs to ask for certificates; one that names no root signs under the cluster's.
+    pub external_cas: Vec<pb::ExternalCa>,
 }
 
 /// Makes the cluster and this node's identity, and writes both into the store. The identity is not
@@ -61,6 +65,7 @@ pub async fn found(
         node_id,
         availability,
         unlock_key,
+        external_cas,
     } = founder;
     let now = clock.now();
     let root = RootCa::generate(now).map_err(because)?;
@@ -71,13 +76,18 @@ pub async fn found(
         });
         cluster.unlock_keys.push(autolock::entry(key));
     }
+    let config = cluster.spec.ca_config.get_or_insert_default();
+    config.external_cas = external_cas;
+    name_roots(&mut config.external_cas, root.cert_pem().as_bytes());
     let (key, csr) = new_key_and_csr().map_err(because)?;
     let subject = NodeSubject {
         node_id,
         role: Role::Manager,
         cluster_id: cluster.id,
     };
-    let certificate = sign(&cluster, &subject, csr.as_bytes(), clock).map_err(because)?;
+    // Nobody else can have the key of a root that was made just now.
+    let signed = sign_with_key(&cluster, &subject, csr.as_bytes(), now);
+    let certificate = signed.map_err(|status| because(status.message()))?;
     let pem = String::from_utf8(certificate.certificate.clone()).map_err(because)?;
     let identity = NodeIdentity::from_pem(&pem, &key, root.cert_pem()).map_err(because)?;
     let node = new_node(node_id, Role::Manager, availability, certificate, clock);
@@ -117,8 +127,20 @@ pub async fn reissue(
         role: Role::Manager,
         cluster_id: cluster.id,
     };
-    let signed = sign(&cluster, &subject, csr.as_bytes(), clock);
-    let certificate = signed.map_err(|status| because(status.message()))?;
+    let certificate = match sign_with_key(&cluster, &subject, csr.as_bytes(), clock.now()) {
+        Ok(signed) => signed,
+        Err(no_key) => match asking(old, clock, (&cluster, &subject, csr.as_bytes())).await {
+            Ok(signed) => signed,
+            Err(reason) if old.check_time(clock.now()).is_ok() => {
+                tracing::warn!(
+                    reason,
+                    "this manager gets no new certificate, and goes on with the one that it has"
+                );
+                return Ok(old.clone());
+            }
+            Err(reason) => return Err(because(format!("{}, and {reason}", no_key.message()))),
+        },
+    };
     let pem = String::from_utf8(certificate.certificate.clone()).map_err(because)?;
     let root = String::from_utf8(cluster.root_ca.ca_cert.clone()).map_err(because)?;
     let identity = NodeIdentity::from_pem(&pem, &key, &root).map_err(because)?;
@@ -132,6 +154,18 @@ pub async fn reissue(
         result.map_err(because)?;
     }
     Ok(identity)
+}
+
+/// The same from an external CA, which is shown the old certificate.
+async fn asking(
+    old: &NodeIdentity,
+    clock: &Clock,
+    (cluster, subject, csr): (&Cluster, &NodeSubject, &[u8]),
+) -> Result<pb::Certificate, String> {
+    let security = SecurityConfig::new(old.clone(), clock.clone()).map_err(|e| e.to_string())?;
+    let signer = Signer::new(Arc::new(OnceLock::from(security)), clock.clone());
+    let signed = signer.sign(cluster, subject, csr).await;
+    signed.map_err(|status| status.message().to_owned())
 }
 
 pub(crate) fn cluster(root: &RootCa, now: Timestamp) -> Result<Cluster, BootstrapError> {

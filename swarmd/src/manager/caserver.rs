@@ -1,26 +1,28 @@
 //! The managers' CA: hands out the root certificate and issues node certificates.
 //!
-//! A node certificate is signed and recorded in one write, so a node object never waits for a
-//! signature and a crash leaves nothing half-issued.
+//! A node certificate is signed (`signer`) and then recorded in one write, so a node object
+//! never waits for a signature and a crash leaves nothing half-issued.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use swarm_proto::id::NodeId;
 use swarm_proto::pb;
 use swarm_proto::pb::ca_server::Ca;
 use swarm_proto::pb::node_ca_server::NodeCa;
+use swarm_proto::time::Timestamp;
 use tonic::{Request, Response, Status};
 
-use super::authorize::Caller;
+use super::authorize::{Caller, Refusal};
 use super::autolock;
 use super::controlapi::{Error, Managers};
-use super::store::{Change, Cluster, Meta, Node, NodeStatus};
+use super::expired::Expired;
+use super::renewal::tls_info;
+use super::signer::Signer;
+use super::store::{Change, Cluster, Meta, Node, NodeStatus, State};
 use super::writer::Store;
 use crate::ca::roots::validity;
-use crate::ca::{
-    ClusterTokens, IssueDecision, IssueRequest, NodeSubject, Role, RootCa, decide_issue,
-};
+use crate::ca::{ClusterTokens, IssueDecision, IssueRequest, NodeSubject, Role, decide_issue};
 use crate::clock::Clock;
 
 /// Serves `CA` and `NodeCA`.
@@ -29,6 +31,8 @@ pub struct CaServer {
     store: Store,
     clock: Clock,
     managers: Arc<dyn Managers>,
+    expired: Arc<Mutex<Expired>>,
+    signer: Signer,
 }
 
 /// A demoted manager gets a worker's certificate once it is no member of consensus any more. It waits this long for
@@ -42,9 +46,17 @@ impl CaServer {
     pub fn new(store: Store, clock: Clock, managers: Arc<dyn Managers>) -> Self {
         Self {
             store,
+            signer: Signer::new(Arc::default(), clock.clone()),
             clock,
             managers,
+            expired: Arc::default(),
         }
+    }
+
+    /// The same, reaching external CAs as this manager.
+    #[must_use]
+    pub(crate) fn signing(self, signer: Signer) -> Self {
+        Self { signer, ..self }
     }
 
     /// Returns once a node is no member of consensus.
@@ -63,7 +75,7 @@ impl CaServer {
 
     fn cluster(&self) -> Result<Arc<Cluster>, Status> {
         let cluster = self.store.view().cluster;
-        cluster.ok_or_else(|| Status::unavailable("the cluster is not set up yet"))
+        cluster.ok_or_else(not_set_up)
     }
 
     async fn write(&self, change: Change) -> Result<(), Status> {
@@ -93,23 +105,40 @@ impl CaServer {
             role,
             cluster_id: cluster.id,
         };
-        let certificate = sign(cluster, &subject, &request.csr, &self.clock)?;
+        let signed = self.signer.sign(cluster, &subject, &request.csr);
+        let certificate = signed.await?;
         let node = new_node(node_id, role, availability, certificate, &self.clock);
         self.write(Change::CreateNode(Arc::new(node))).await?;
         tracing::info!(node.id = %node_id, node.role = %role, "a node joined the cluster");
         Ok(node_id)
     }
 
-    /// A node that shows its certificate keeps its id; its role is that of its object.
-    async fn renew(&self, cluster: &Cluster, id: NodeId, csr: &[u8]) -> Result<NodeId, Status> {
-        // Not of a view that may be behind: the role is for months.
-        let state = self.store.read().await.map_err(Error::from)?;
+    /// Whether a node whose certificate ended then is served now.
+    fn admit_expired(&self, state: &State, id: NodeId, ended: Timestamp) -> Result<(), Status> {
+        let cluster = state.cluster.as_ref();
+        if cluster.is_some_and(|cluster| cluster.blacklist.contains_key(&id)) {
+            return Err((&Refusal::Revoked(id)).into());
+        }
+        let node = state.nodes.get(&id).ok_or_else(|| unknown(id))?;
+        if !may_be_newest(node, ended) {
+            return Err(Status::permission_denied(format!(
+                "node {id} was issued another certificate since: if this host lost it, `swarmd leave` on it lets it join again"
+            )));
+        }
+        let mut expired = self.expired.lock().unwrap_or_else(PoisonError::into_inner);
+        let admitted = expired.admit(id, self.clock.monotonic());
+        admitted.map_err(|e| Status::resource_exhausted(e.to_string()))
+    }
+
+    /// A node that shows its certificate, which ends then, keeps its id; its role is that of its object.
+    async fn renew(
+        &self,
+        (state, cluster): (&State, &Cluster),
+        (id, shown): (NodeId, Option<Timestamp>),
+        csr: &[u8],
+    ) -> Result<NodeId, Status> {
         let node = state.nodes.get(&id).cloned();
-        let node = node.ok_or_else(|| {
-            Status::not_found(format!(
-                "node {id} is not in this cluster; it may have been removed"
-            ))
-        })?;
+        let node = node.ok_or_else(|| unknown(id))?;
         let role = role_of(node.desired_role);
         if role == Role::Worker {
             self.until_no_member(id).await?;
@@ -119,8 +148,9 @@ impl CaServer {
             role,
             cluster_id: cluster.id,
         };
-        let certificate = sign(cluster, &subject, csr, &self.clock)?;
-        let certificate = Box::new(certificate);
+        let signed = self.signer.sign(cluster, &subject, csr).await;
+        let mut certificate = Box::new(signed?);
+        certificate.predecessor_not_after = shown.and_then(Timestamp::to_wire);
         self.write(Change::SetNodeCertificate {
             id,
             role: wire_role(role),
@@ -130,6 +160,30 @@ impl CaServer {
         tracing::info!(node.id = %id, "a node renewed its certificate");
         Ok(id)
     }
+}
+
+/// Whether a certificate that ended then may be the newest that a node has: the one that it was issued last, the one that
+/// it opened its session with, or, until it has shown the last one, the one that asked for it. The answer to that may have
+/// been lost, and asking again must not shut the node out.
+fn may_be_newest(node: &Node, ended: Timestamp) -> bool {
+    let certificate = &node.certificate;
+    let time = |wire: &prost_types::Timestamp| Timestamp::from_wire(Some(wire));
+    let last = String::from_utf8_lossy(&certificate.certificate);
+    let last = validity(&last).ok().map(|(_, end)| end);
+    let shown = tls_info(node).and_then(|info| info.shown_not_after.as_ref());
+    let shown = shown.map(time);
+    let before = certificate.predecessor_not_after.as_ref().map(time);
+    [last, shown].contains(&Some(ended)) || (shown != last && before == Some(ended))
+}
+
+fn not_set_up() -> Status {
+    Status::unavailable("the cluster is not set up yet")
+}
+
+fn unknown(id: NodeId) -> Status {
+    Status::not_found(format!(
+        "node {id} is not in this cluster; it may have been removed"
+    ))
 }
 
 /// A node as it is when its first certificate is issued.
@@ -160,43 +214,6 @@ pub(crate) fn new_node(
         },
         failures: Vec::new(),
     }
-}
-
-/// Signs, with the life that the cluster is set to; under the next root already while the root changes.
-pub(crate) fn sign(
-    cluster: &Cluster,
-    subject: &NodeSubject,
-    csr: &[u8],
-    clock: &Clock,
-) -> Result<pb::Certificate, Status> {
-    let text = |pem: &[u8]| String::from_utf8_lossy(pem).into_owned();
-    let root = &cluster.root_ca;
-    let (cert, key, cross) = match &root.root_rotation {
-        Some(next) => (&next.ca_cert, &next.ca_key, &*next.cross_signed_ca_cert),
-        None => (&root.ca_cert, &root.ca_key, &[][..]),
-    };
-    let root = RootCa::from_pem(&text(cert), &text(key));
-    let root = root.map_err(|e| Status::internal(e.to_string()))?;
-    let mut pem = root
-        .issue(csr, subject, cluster.node_cert_expiry(), clock.now())
-        .map_err(|e| Status::invalid_argument(e.to_string()))?;
-    let (not_before, not_after) =
-        validity(&pem).map_err(|problem| Status::internal(problem.to_string()))?;
-    // Who knows the old root alone is led to it by this one.
-    pem.push_str(&text(cross));
-    Ok(pb::Certificate {
-        role: wire_role(subject.role).into(),
-        csr: csr.to_vec(),
-        status: Some(pb::IssuanceStatus {
-            state: pb::issuance_status::State::Issued.into(),
-            ..Default::default()
-        }),
-        certificate: pem.into_bytes(),
-        cn: subject.node_id.to_string(),
-        issuer_public_key: root.public_key(),
-        not_before: not_before.to_wire(),
-        not_after: not_after.to_wire(),
-    })
 }
 
 fn role_of(role: pb::NodeRole) -> Role {
@@ -259,7 +276,9 @@ impl NodeCa for CaServer {
     ) -> Result<Response<pb::IssueNodeCertificateResponse>, Status> {
         let caller = Caller::of(&request)?.clone();
         let request = request.into_inner();
-        let cluster = self.cluster()?;
+        // Not of a view that may be behind: the role is for months, and who was removed is to get none.
+        let state = self.store.read().await.map_err(Error::from)?;
+        let cluster = state.cluster.clone().ok_or_else(not_set_up)?;
         let decision = decide_issue(
             &IssueRequest {
                 csr: &request.csr,
@@ -271,9 +290,24 @@ impl NodeCa for CaServer {
             self.clock.now(),
         )
         .map_err(|refusal| Status::invalid_argument(refusal.to_string()))?;
+        let shown = caller.certificate().map(|shown| shown.not_after);
         let node_id = match decision {
             IssueDecision::Create { role } => self.create(&cluster, role, &request).await?,
-            IssueDecision::Renew { node_id } => self.renew(&cluster, node_id, &request.csr).await?,
+            IssueDecision::Renew { node_id } => {
+                let node = (node_id, shown);
+                self.renew((&state, &cluster), node, &request.csr).await?
+            }
+            IssueDecision::RenewExpired { node_id, not_after } => {
+                let admitted = self.admit_expired(&state, node_id, not_after);
+                if let Err(status) = &admitted {
+                    tracing::warn!(node.id = %node_id, remote = ?caller.remote, reason = status.message(), "a node with an expired certificate gets no new one");
+                }
+                admitted?;
+                let node = (node_id, shown);
+                let renewed = self.renew((&state, &cluster), node, &request.csr).await?;
+                tracing::warn!(node.id = %node_id, remote = ?caller.remote, "a node's certificate had expired; it has a new one by its key");
+                renewed
+            }
         };
         Ok(Response::new(pb::IssueNodeCertificateResponse {
             node_id: node_id.to_string(),
@@ -298,3 +332,6 @@ impl NodeCa for CaServer {
         }))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -90,6 +90,8 @@ mod tests {
             snapshot: 40,
             purged: 30,
             settled: true,
+            joint: Vec::new(),
+            membership: None,
             members: BTreeMap::from([
                 (1, member("n1", Some(50), None)),
                 (2, member("n2", Some(45), Some(12))),

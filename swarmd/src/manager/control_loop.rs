@@ -147,14 +147,22 @@ impl Control {
         self.seed = mix(self.seed);
         let (state, seed) = (self.state.clone(), self.seed);
         let dirty = std::mem::take(&mut self.dirty);
-        let planned = process::blocking(move || pass(&state, &dirty, now, seed)).await;
+        let store = self.store.clone();
+        let planned = process::blocking(move || {
+            let _timed = store.latencies().pass.timed();
+            pass(&state, &dirty, now, seed)
+        });
+        let planned = planned.await;
         // The runtime refuses only when it shuts down, and a pass does not panic.
         planned.map_err(|_| WriteError::ShuttingDown)
     }
 
     /// Writes a plan; false when it was not taken as a whole.
     async fn write(&self, now: Timestamp, plan: Plan) -> Result<bool, WriteError> {
-        for changes in plan.entries() {
+        let entries = plan.entries();
+        // A pass that wants nothing is no batch.
+        let _timed = (!entries.is_empty()).then(|| self.store.latencies().batch.timed());
+        for changes in entries {
             if !self.write_entry(now, changes).await? {
                 return Ok(false);
             }

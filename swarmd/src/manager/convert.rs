@@ -222,10 +222,14 @@ pub fn node_to_wire(node: &Node, cluster: Option<&Cluster>) -> pb::Node {
     let note = cluster.and_then(|cluster| cluster.managers.get(&node.id));
     let retired = note.and_then(|note| note.retired.as_ref());
     let retired = retired.filter(|retired| retired.done);
+    // For the node itself, which begins anew under another number. A worker has none to give up.
+    let manages = node.desired_role == pb::NodeRole::Manager;
+    let gone = retired.filter(|retired| manages || !retired.demoted);
+    let retired = retired.filter(|retired| !retired.demoted);
     pb::Node {
         retired_at: retired.and_then(|retired| retired.at.to_wire()),
         retired_reason: retired.map_or_else(String::new, |retired| retired.reason.clone()),
-        retired_raft_id: retired.map_or(0, |retired| retired.raft_id),
+        retired_raft_id: gone.map_or(0, |retired| retired.raft_id),
         id: node.id.to_string(),
         meta: Some(meta_to_wire(node.meta)),
         spec: Some(pb::NodeSpec {

@@ -10,14 +10,15 @@
 
 use std::fmt;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use futures::future::Either;
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use swarm_proto::id::NodeId;
-use tokio::sync::{Semaphore, watch};
+use swarm_proto::time::Timestamp;
+use tokio::sync::Semaphore;
 use tonic::Status;
 use tonic::body::Body;
 use tonic::metadata::{MetadataMap, MetadataValue};
@@ -27,8 +28,11 @@ use tower::{Layer, Service, ServiceExt as _};
 use super::authorize::{Caller, Who, is_leaders};
 use super::raft::{Leadership, Member, RaftId, Whereabouts};
 use super::server::MESSAGE_MAX;
+use super::serving::Serving;
 use super::stale::{self, Stale};
+use super::strangers::{NotNow, Place as StrangersPlace, Strangers};
 use crate::ca::{ConnectError, SecurityConfig, connect_lazy_to};
+use crate::clock::Clock;
 
 /// How long a request waits for a leader: some elections.
 const LEADER_WAIT: Duration = Duration::from_secs(5);
@@ -47,6 +51,8 @@ const SMALL_HELD_MAX: usize = 256;
 const ROOM_WAIT: Duration = Duration::from_secs(4);
 /// Time for a request to come in.
 const REQUEST_LIMIT: Duration = Duration::from_secs(20);
+/// The same for who has no certificate, and might hold places that others wait for.
+const ANONYMOUS_LIMIT: Duration = Duration::from_secs(4);
 /// Pause before a request goes again, where nothing has changed until then.
 const AGAIN: Duration = Duration::from_millis(50);
 /// Marks an answer that says: not carried out here, for this manager does not lead.
@@ -63,7 +69,7 @@ pub(crate) fn turn_away(mut status: Status) -> Status {
 pub(crate) struct Forwarder {
     own: NodeId,
     security: SecurityConfig,
-    leadership: watch::Receiver<Leadership>,
+    serving: Serving,
     whereabouts: Arc<Whereabouts>,
     /// The connection to the leader that was known last.
     route: Mutex<Option<Route>>,
@@ -79,6 +85,8 @@ struct Room {
     nodes: Semaphore,
     heartbeats: Semaphore,
     anonymous: Semaphore,
+    /// Of these, what each address has.
+    strangers: Mutex<Strangers>,
 }
 
 impl Room {
@@ -88,7 +96,22 @@ impl Room {
             nodes: Semaphore::new(HELD_MAX),
             heartbeats: Semaphore::new(SMALL_HELD_MAX),
             anonymous: Semaphore::new(SMALL_HELD_MAX),
+            strangers: Mutex::default(),
         }
+    }
+
+    /// What somebody without a certificate takes of what its address may have; nothing, of anyone else.
+    fn share_of(&self, caller: &Caller, clock: &Clock) -> Result<Option<Share<'_>>, NotNow> {
+        let Some(from) = caller.remote.filter(|_| caller.is_anonymous()) else {
+            return Ok(None);
+        };
+        let admitted = lock(&self.strangers).admit(from.ip(), clock.monotonic());
+        admitted.map(|place| {
+            Some(Share {
+                strangers: &self.strangers,
+                place,
+            })
+        })
     }
 
     /// The most bytes a request of this caller may have, and where it finds a place.
@@ -102,6 +125,23 @@ impl Room {
     }
 }
 
+/// What a request takes of what its address may have; given back when dropped.
+struct Share<'a> {
+    strangers: &'a Mutex<Strangers>,
+    place: StrangersPlace,
+}
+
+impl Drop for Share<'_> {
+    fn drop(&mut self) {
+        lock(self.strangers).leave(self.place);
+    }
+}
+
+fn lock(strangers: &Mutex<Strangers>) -> MutexGuard<'_, Strangers> {
+    // Nothing panics while the lock is held.
+    strangers.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// A connection to one leader. It reconnects by itself.
 #[derive(Clone)]
 struct Route {
@@ -109,6 +149,9 @@ struct Route {
     member: Member,
     /// Which of its addresses.
     address: String,
+    /// The end of the certificate that this manager showed there. The leader goes by it for as long as the connection
+    /// lasts, so after a renewal another one is made.
+    shown: Timestamp,
     channel: Channel,
 }
 
@@ -122,13 +165,13 @@ impl Forwarder {
     pub(crate) fn new(
         own: NodeId,
         security: SecurityConfig,
-        leadership: watch::Receiver<Leadership>,
+        serving: Serving,
         whereabouts: Arc<Whereabouts>,
     ) -> Self {
         Self {
             own,
             security,
-            leadership,
+            serving,
             whereabouts,
             route: Mutex::new(None),
             room: Room::new(),
@@ -136,22 +179,15 @@ impl Forwarder {
     }
 
     fn leads(&self) -> bool {
-        matches!(*self.leadership.borrow(), Leadership::Leader { .. })
+        matches!(
+            *self.serving.leadership().borrow(),
+            Leadership::Leader { .. }
+        )
     }
 
     /// Who answers a request of this caller, once that is known.
     async fn place(&self, caller: &Caller) -> Result<Place, Status> {
-        let mut leadership = self.leadership.clone();
-        let known = leadership.wait_for(|now| match now {
-            Leadership::None => false,
-            Leadership::Leader { .. } | Leadership::Follower { .. } => true,
-        });
-        let known = self.security.clock().timeout(LEADER_WAIT, known).await;
-        let now = match known {
-            Ok(Ok(now)) => now.clone(),
-            Ok(Err(_)) => return Err(Status::unavailable("this manager is shutting down")),
-            Err(_) => return Err(no_leader()),
-        };
+        let now = self.leader().await?;
         match now {
             Leadership::Leader { .. } => Ok(Place::Here),
             Leadership::Follower { .. } if caller.redirected => Err(turn_away(
@@ -165,6 +201,27 @@ impl Forwarder {
         }
     }
 
+    /// Who leads, once somebody does that is heard here.
+    async fn leader(&self) -> Result<Leadership, Status> {
+        let clock = self.security.clock();
+        let until = clock.monotonic().after(LEADER_WAIT);
+        let mut leadership = self.serving.leadership();
+        loop {
+            leadership.mark_unchanged();
+            let now = self.serving.leader();
+            if now != Leadership::None {
+                return Ok(now);
+            }
+            if clock.monotonic() >= until {
+                return Err(no_leader());
+            }
+            // That a leader is heard again announces itself by no event.
+            if let Ok(Err(_)) = clock.timeout(AGAIN, leadership.changed()).await {
+                return Err(Status::unavailable("this manager is shutting down"));
+            }
+        }
+    }
+
     fn route_to(&self, leader: RaftId, member: Member) -> Result<Route, Status> {
         let address = self.whereabouts.next(&member).ok_or_else(|| {
             Status::unavailable(format!(
@@ -172,9 +229,10 @@ impl Forwarder {
                 member.node_id
             ))
         })?;
+        let shown = self.security.identity().not_after();
         let mut route = self.route.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(known) = &*route
-            && (known.leader, &known.address) == (leader, &address)
+            && (known.leader, &known.address, known.shown) == (leader, &address, shown)
         {
             return Ok(known.clone());
         }
@@ -186,12 +244,15 @@ impl Forwarder {
     fn connect(&self, leader: RaftId, member: Member, address: String) -> Result<Route, Status> {
         let node = member.node_id.parse();
         let node = node.map_err(|_| Status::internal("the leader is no node"))?;
+        // Before the connection: what it shows may be newer, never older.
+        let shown = self.security.identity().not_after();
         let channel = connect_lazy_to(node, &address, &self.security)
             .map_err(|e| Status::unavailable(e.to_string()))?;
         Ok(Route {
             leader,
             member,
             address,
+            shown,
             channel,
         })
     }
@@ -250,15 +311,27 @@ impl Forwarder {
         let clock = self.security.clock();
         let (parts, body) = request.into_parts();
         let (limit, room) = self.room.of(caller, parts.uri.path());
+        // Before it waits with the others: who waits has its place there too.
+        let _share = match self.room.share_of(caller, clock) {
+            Ok(share) => share,
+            Err(full) => {
+                let refused = Status::resource_exhausted(full.to_string());
+                return Ok(refused.into_http());
+            }
+        };
         // The semaphore is never closed.
         let Ok(_place) = clock.timeout(ROOM_WAIT, room.acquire()).await else {
             return Ok(turn_away(Status::resource_exhausted(
-                "this manager has too many requests to send on to the leader; try again, or ask the leader",
+                "this manager has too many requests of this kind at once; try again, or ask another manager",
             ))
             .into_http());
         };
         let whole = Limited::new(body, limit).collect();
-        let whole = match clock.timeout(REQUEST_LIMIT, whole).await {
+        let within = match caller.is_anonymous() {
+            true => ANONYMOUS_LIMIT,
+            false => REQUEST_LIMIT,
+        };
+        let whole = match clock.timeout(within, whole).await {
             Ok(Ok(whole)) => whole.to_bytes(),
             Ok(Err(error)) if error.is::<LengthLimitError>() => {
                 let text = format!("the request is larger than {limit} bytes");
@@ -272,7 +345,7 @@ impl Forwarder {
         };
         let until = clock.monotonic().after(LEADER_WAIT);
         loop {
-            let mut leadership = self.leadership.clone();
+            let mut leadership = self.serving.leadership();
             leadership.mark_unchanged();
             let again = (parts.clone(), Body::new(Full::new(whole.clone())));
             let answer = match self.place(caller).await {
@@ -295,6 +368,13 @@ impl Forwarder {
             let _ = clock.timeout(AGAIN, leadership.changed()).await;
         }
     }
+}
+
+/// Of somebody without a certificate who asks here: the leader too gives them little room. What a manager sends on has been
+/// through that manager's.
+fn is_strangers<B>(request: &http::Request<B>) -> bool {
+    let caller = request.extensions().get::<Caller>();
+    caller.is_some_and(|caller| caller.is_anonymous() && !caller.redirected)
 }
 
 fn no_leader() -> Status {
@@ -359,7 +439,10 @@ where
             return Either::Right(Box::pin(async move { Ok(answer.await) }));
         }
         let forwarder = match &self.to.forwarder {
-            Some(forwarder) if is_leaders(request.uri().path()) && !forwarder.leads() => {
+            Some(forwarder)
+                if is_leaders(request.uri().path())
+                    && (!forwarder.leads() || is_strangers(&request)) =>
+            {
                 Arc::clone(forwarder)
             }
             Some(_) | None => return Either::Left(self.inner.call(request)),
@@ -375,5 +458,157 @@ where
             };
             forwarder.answer(&mut inner, &caller, request).await
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::convert::Infallible;
+
+    use swarm_proto::id::ClusterId;
+    use tokio::sync::watch;
+
+    use super::*;
+    use crate::ca::testing::{NOW, TestCa};
+    use crate::ca::{PeerIdentity, Role};
+    use crate::clock::Clock;
+    use crate::manager::serving::testing::Ago;
+    use crate::manager::strangers::PER_ADDRESS_MAX;
+
+    fn forwarder(security: SecurityConfig) -> Forwarder {
+        let (_, leads) = watch::channel(Leadership::Leader { term: 1 });
+        let just_now = Ago(Some(Duration::ZERO), Some(Duration::ZERO));
+        let serving = Serving::new(leads, just_now, Duration::ZERO);
+        let whereabouts = Whereabouts::new(Vec::new());
+        Forwarder::new(NodeId::from_raw(1), security, serving, whereabouts)
+    }
+
+    #[tokio::test]
+    async fn a_renewed_certificate_is_shown_to_the_leader() {
+        let (clock, _hand) = Clock::manual(NOW);
+        let ca = TestCa::new(1);
+        let brief = ca.identity_for(1, Role::Manager, Duration::from_secs(3600));
+        let security = SecurityConfig::new(brief.clone(), clock).unwrap();
+        let forwarder = forwarder(security.clone());
+        let leader = Member {
+            node_id: NodeId::from_raw(2).to_string(),
+            addresses: vec!["127.0.0.1:1".to_owned()],
+        };
+        let shown = || forwarder.route_to(2, leader.clone()).unwrap().shown;
+        assert_eq!(shown(), brief.not_after());
+        let renewed = ca.identity(1, Role::Manager);
+        security.update(renewed.clone()).unwrap();
+        assert_eq!(shown(), renewed.not_after());
+    }
+
+    /// On a leader.
+    fn layer(clock: Clock) -> ForwardLayer {
+        let identity = TestCa::new(1).identity(1, Role::Manager);
+        let forwarder = forwarder(SecurityConfig::new(identity, clock).unwrap());
+        ForwardLayer {
+            forwarder: Some(Arc::new(forwarder)),
+            stale: None,
+        }
+    }
+
+    /// What becomes of a request.
+    async fn answer(layer: &ForwardLayer, caller: Caller, body: Body) -> String {
+        let here = tower::service_fn(async |_: http::Request<Body>| {
+            Ok::<_, Infallible>(http::Response::new(Body::empty()))
+        });
+        let mut request = http::Request::new(body);
+        let path = "/docker.swarmkit.v1.NodeCA/IssueNodeCertificate";
+        *request.uri_mut() = path.parse().unwrap();
+        request.extensions_mut().insert(caller);
+        let answer = layer.layer(here).oneshot(request).await.unwrap();
+        let status = Status::from_header_map(answer.headers());
+        status.map_or("answered".to_owned(), |status| {
+            format!("{:?}: {}", status.code(), status.message())
+        })
+    }
+
+    fn caller(who: Who) -> Caller {
+        Caller {
+            who,
+            remote: None,
+            forwarded_by: None,
+            redirected: false,
+        }
+    }
+
+    /// What becomes on the leader of a request with so many bytes.
+    async fn asked(who: Who, redirected: bool, bytes: usize) -> String {
+        let (clock, _hand) = Clock::manual(NOW);
+        let caller = Caller {
+            redirected,
+            ..caller(who)
+        };
+        let body = Body::new(Full::new(vec![0; bytes].into()));
+        answer(&layer(clock), caller, body).await
+    }
+
+    #[tokio::test]
+    async fn one_address_does_not_fill_the_room_of_all_strangers() {
+        let (clock, hand) = Clock::manual(NOW);
+        let layer = layer(clock);
+        let from = |addr: &str| Caller {
+            remote: Some(addr.parse().unwrap()),
+            ..caller(Who::Nobody { presented: None })
+        };
+        // Requests that never come in, from one address over several connections.
+        let silent = || {
+            let never =
+                futures::stream::pending::<Result<hyper::body::Frame<bytes::Bytes>, Status>>();
+            Body::new(http_body_util::StreamBody::new(never))
+        };
+        let mut flood = tokio::task::JoinSet::new();
+        for port in 1..=2 * SMALL_HELD_MAX {
+            let caller = from(&format!("10.0.0.1:{port}"));
+            let (layer, body) = (layer.clone(), silent());
+            flood.spawn(async move { answer(&layer, caller, body).await });
+        }
+        // What has no place hears so at once.
+        for _ in PER_ADDRESS_MAX..2 * SMALL_HELD_MAX {
+            let refused = flood.join_next().await.unwrap().unwrap();
+            assert!(
+                refused.starts_with("ResourceExhausted: 10.0.0.1 has"),
+                "{refused}"
+            );
+            assert!(refused.contains("come back in 5 s"), "{refused}");
+        }
+        let other = answer(&layer, from("10.0.0.2:1"), Body::empty()).await;
+        assert_eq!(other, "answered");
+        // Nodes are no strangers, wherever they are.
+        let node = Caller {
+            who: Who::Local,
+            ..from("10.0.0.1:1")
+        };
+        assert_eq!(answer(&layer, node, Body::empty()).await, "answered");
+        // The flood has had its time; its places are given back.
+        hand.advance(ANONYMOUS_LIMIT);
+        while let Some(ended) = flood.join_next().await {
+            let ended = ended.unwrap();
+            assert!(ended.starts_with("DeadlineExceeded"), "{ended}");
+        }
+        let later = answer(&layer, from("10.0.0.1:1"), Body::empty()).await;
+        assert_eq!(later, "answered");
+    }
+
+    #[tokio::test]
+    async fn the_leader_too_holds_little_of_those_without_a_certificate() {
+        let nobody = || Who::Nobody { presented: None };
+        let node = Who::Node(PeerIdentity {
+            node_id: NodeId::from_raw(2),
+            role: Role::Worker,
+            cluster_id: ClusterId::from_raw(1),
+            not_after: Timestamp::MAX,
+        });
+        let large = SMALL_BYTES_MAX + 1;
+        let refused = asked(nobody(), false, large).await;
+        assert!(refused.contains("larger than 65536 bytes"), "{refused}");
+        assert_eq!(asked(nobody(), false, SMALL_BYTES_MAX).await, "answered");
+        // That was another manager's to bound.
+        assert_eq!(asked(nobody(), true, large).await, "answered");
+        assert_eq!(asked(node, false, large).await, "answered");
     }
 }

@@ -3,21 +3,21 @@
 use swarm_proto::pb;
 use swarm_proto::pb::health_check_response::ServingStatus;
 use swarm_proto::pb::health_server::Health;
-use tokio::sync::watch;
 use tonic::{Request, Response, Status};
 
-use super::raft::Leadership;
+use super::serving::Serving;
 
 /// Answers for `Raft`, `ControlAPI`, and the server as a whole (an empty name).
 #[derive(Debug, Clone)]
 pub(crate) struct HealthServer {
-    leadership: watch::Receiver<Leadership>,
+    /// None on a manager that takes no part in consensus.
+    serving: Option<Serving>,
 }
 
 impl HealthServer {
-    /// Serving while a leader is known.
-    pub(crate) fn new(leadership: watch::Receiver<Leadership>) -> Self {
-        Self { leadership }
+    /// Serving while a leader is there that has a majority.
+    pub(crate) fn new(serving: Option<Serving>) -> Self {
+        Self { serving }
     }
 }
 
@@ -31,9 +31,9 @@ impl Health for HealthServer {
         if !["", "Raft", "ControlAPI"].contains(&name.as_str()) {
             return Err(Status::not_found(format!("unknown service {name:?}")));
         }
-        let status = match *self.leadership.borrow() {
-            Leadership::None => ServingStatus::NotServing,
-            Leadership::Follower { .. } | Leadership::Leader { .. } => ServingStatus::Serving,
+        let status = match self.serving.as_ref().is_some_and(Serving::serves) {
+            true => ServingStatus::Serving,
+            false => ServingStatus::NotServing,
         };
         Ok(Response::new(pb::HealthCheckResponse {
             status: status.into(),

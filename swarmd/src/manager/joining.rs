@@ -56,7 +56,8 @@ impl Joiner {
 
     fn votes(&self) -> bool {
         let status = self.membership.status();
-        status.members.get(&status.id).is_some_and(|own| own.voter)
+        // What is only appended may be taken back by the next leader, and nobody would ask again.
+        status.votes(status.id)
     }
 
     /// Asks one manager after the other until one takes this one.

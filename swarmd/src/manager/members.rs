@@ -18,7 +18,7 @@ use super::raft::{
     Epoch, Gate, Member, MemberStatus, Membership, MembershipError, RaftId, RaftStatus, Sender,
     resolve,
 };
-use super::roles;
+use super::roles::{self, Silent};
 use super::store::machine::StoreMachine;
 use super::writer::Store;
 use crate::ca::{Role, SecurityConfig};
@@ -27,6 +27,9 @@ use crate::ca::{Role, SecurityConfig};
 const MANAGER_WEIGHT: i64 = 10;
 /// A manager that has answered the leader within this time is there: some heartbeats.
 pub(crate) const HEARD_WITHIN: Duration = Duration::from_secs(2);
+/// Longest time that one request to leave is worked on, shorter than its caller waits; and the pause before it is tried again.
+const LEAVE_LIMIT: Duration = Duration::from_secs(8);
+const LEAVE_AGAIN: Duration = Duration::from_millis(200);
 /// Longest time that one request to join is worked on: a snapshot may have to go over the wire. The joiner asks again.
 const JOIN_LIMIT: Duration = Duration::from_secs(60);
 
@@ -34,11 +37,12 @@ const JOIN_LIMIT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Members {
     membership: Membership<StoreMachine>,
+    silent: Arc<Silent>,
 }
 
 impl Members {
-    pub(crate) fn new(membership: Membership<StoreMachine>) -> Self {
-        Self { membership }
+    pub(crate) fn new(membership: Membership<StoreMachine>, silent: Arc<Silent>) -> Self {
+        Self { membership, silent }
     }
 }
 
@@ -57,6 +61,10 @@ impl controlapi::Managers for Members {
         let dead = voters.filter(|(id, m)| !roles::is_up(&status, **id, m));
         dead.filter_map(|(id, m)| Some((m.member.node_id.parse().ok()?, *id)))
             .collect()
+    }
+
+    fn knows_who_is_dead(&self) -> bool {
+        knows_who_is_dead(&self.membership.status(), &self.silent.borrow())
     }
 
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
@@ -78,6 +86,16 @@ impl controlapi::Managers for Members {
             reachability: reachability.into(),
         })
     }
+}
+
+/// Whether every voter has answered this leader, or had the time to.
+fn knows_who_is_dead(status: &RaftStatus, silent: &BTreeMap<RaftId, Duration>) -> bool {
+    let mut voters = status.members.iter().filter(|(_, m)| m.voter);
+    voters.all(|(id, member)| {
+        *id == status.id
+            || member.heard.is_some()
+            || silent.get(id).is_some_and(|silent| *silent >= HEARD_WITHIN)
+    })
 }
 
 /// The member that a node is; one that votes, where it left another one behind that does not.
@@ -136,23 +154,78 @@ impl MembershipServer {
         }
         if is_given_up(&state, node, id) {
             return Err(Status::failed_precondition(format!(
-                "node {node} was given up as a voter while it was away, and has to begin anew: it does so by itself once it \
-                 hears of it from a manager that it reports to"
+                "node {node} was given up as a voter or demoted, and has to begin anew: it does so by itself once it hears \
+                 of it from a manager that it reports to"
             )));
         }
         Ok(node)
     }
 
-    /// Takes only a manager that answers at one of its addresses: a member that can't be reached counts against the majority.
-    async fn check_reachable(&self, member: &Member) -> Result<(), Status> {
+    fn security(&self) -> Result<&SecurityConfig, Status> {
         let security = self.security.get();
-        let security = security.ok_or_else(|| Status::unavailable("this manager is starting"))?;
-        addresses::prove(member, security).await.map_err(|error| {
+        security.ok_or_else(|| Status::unavailable("this manager is starting"))
+    }
+
+    /// Takes a manager that leaves out of consensus, where the others have a majority without it.
+    async fn take_out(&self, node: NodeId) -> Result<(), Status> {
+        let status = self.membership.status();
+        let Some((id, _)) = member_of(&status, node) else {
+            return Ok(());
+        };
+        if id == status.id {
+            // Nobody is left to be told: the cluster ends with it.
+            if status.members.len() == 1 {
+                return Ok(());
+            }
+            return Err(Status::unavailable(
+                "this manager still leads, and can't take itself out; try again",
+            ));
+        }
+        roles::status_without(&status, id).map_err(|lost| {
+            Status::failed_precondition(format!(
+                "node {node} can't be taken out of the managers: {lost}; start the managers that are down first"
+            ))
+        })?;
+        let removed = self.membership.remove(id, &status).await;
+        removed.map_err(|error| Status::unavailable(error.to_string()))?;
+        tracing::info!(node.id = %node, "a manager left");
+        Ok(())
+    }
+
+    /// The same, and again while it can't be done yet: who has just begun to lead has heard nobody, and other changes of the
+    /// members come first.
+    async fn take_out_soon(&self, node: NodeId) -> Result<(), Status> {
+        let clock = self.security()?.clock().clone();
+        let mut last = Status::deadline_exceeded(format!(
+            "node {node} is a manager still: no majority has agreed within {LEAVE_LIMIT:?}"
+        ));
+        let work = async {
+            while let Err(status) = self.take_out(node).await {
+                last = status;
+                clock.sleep(LEAVE_AGAIN).await;
+            }
+        };
+        let done = clock.timeout(LEAVE_LIMIT, work).await;
+        done.map_err(|_| last)
+    }
+
+    /// Takes only a manager that answers at one of its addresses: a member that can't be reached counts against the majority.
+    async fn check_reachable(&self, member: &Member) -> Result<Vec<String>, Status> {
+        addresses::prove(member, self.security()?).await.map_err(|error| {
             Status::failed_precondition(format!(
                 "the managers can't reach this one: {error}; open the way, or name another address with \
                  --advertise-remote-api"
             ))
         })
+    }
+}
+
+fn refusal(error: MembershipError) -> Status {
+    match error {
+        MembershipError::Refused(_) => Status::aborted(format!("{error}; try again")),
+        MembershipError::NotLeader { .. } | MembershipError::Stopped(_) => {
+            Status::unavailable(error.to_string())
+        }
     }
 }
 
@@ -163,17 +236,7 @@ impl Rpc for MembershipServer {
         request: Request<own::LeaveClusterRequest>,
     ) -> Result<Response<own::LeaveClusterResponse>, Status> {
         let node = Caller::of(&request)?.node()?.node_id;
-        let members = self.membership.status();
-        if let Some((id, _)) = member_of(&members, node) {
-            if id == members.id {
-                return Err(Status::unavailable(
-                    "this manager still leads, and can't take itself out; try again",
-                ));
-            }
-            let removed = self.membership.remove(id).await;
-            removed.map_err(|e| Status::unavailable(e.to_string()))?;
-            tracing::info!(node.id = %node, "a manager left");
-        }
+        self.take_out_soon(node).await?;
         self.dispatcher.leave(node).await?;
         Ok(Response::new(own::LeaveClusterResponse {}))
     }
@@ -206,30 +269,53 @@ impl Rpc for MembershipServer {
                 )));
             }
             // It began to join, and lost what it had learned.
-            let removed = self.membership.remove(before).await;
+            let removed = self.membership.remove(before, &status).await;
             removed.map_err(|e| Status::unavailable(e.to_string()))?;
         }
-        let member = Member {
+        let mut member = Member {
             node_id: node.to_string(),
             addresses,
         };
-        self.check_reachable(&member).await?;
+        member.addresses = self.check_reachable(&member).await?;
         let limit = JOIN_LIMIT;
-        let added = tokio::time::timeout(limit, self.membership.add(id, member)).await;
-        match added {
-            Ok(Ok(())) => {
-                tracing::info!(node.id = %node, "a manager joined");
-                Ok(Response::new(own::JoinManagersResponse {}))
-            }
-            Ok(Err(error @ MembershipError::Refused(_))) => {
-                Err(Status::aborted(format!("{error}; try again")))
-            }
-            Ok(Err(error @ (MembershipError::NotLeader { .. } | MembershipError::Stopped(_)))) => {
-                Err(Status::unavailable(error.to_string()))
-            }
-            Err(_) => Err(Status::deadline_exceeded(format!(
+        let learned = tokio::time::timeout(limit, self.membership.learn(id, member)).await;
+        let learned = learned.map_err(|_| {
+            Status::deadline_exceeded(format!(
                 "the new manager has not caught up within {limit:?}; it goes on"
-            ))),
-        }
+            ))
+        })?;
+        let learned = learned.map_err(refusal)?;
+        // That took its time: it may have been removed, demoted or given up since. Where it is now, the members change.
+        self.joiner(&caller, id).await?;
+        let votes = self.membership.let_vote(id, &learned).await;
+        votes.map_err(refusal)?;
+        tracing::info!(node.id = %node, "a manager joined");
+        Ok(Response::new(own::JoinManagersResponse {}))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_has_just_begun_to_lead_does_not_know_who_is_dead() {
+        let member = |heard| MemberStatus {
+            member: Member::default(),
+            voter: true,
+            matched: None,
+            heard,
+        };
+        let long = Duration::from_secs(60);
+        let of = |heard, silent: &[(RaftId, Duration)]| {
+            let members = [(1, member(None)), (2, member(heard))].into();
+            knows_who_is_dead(&RaftStatus::led(members), &silent.iter().copied().collect())
+        };
+        assert!(!of(None, &[]));
+        assert!(!of(None, &[(2, Duration::from_secs(1))]));
+        assert!(of(None, &[(2, HEARD_WITHIN)]));
+        // It answered this leader, and then no more.
+        assert!(of(Some(long), &[]));
+        assert!(of(Some(Duration::ZERO), &[]));
     }
 }

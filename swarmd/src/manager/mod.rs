@@ -11,15 +11,17 @@
 //! - [`raft`]: the log; [`writer`]: the door to it.
 //! - [`plan`]: what should change: one pass over orchestrator and scheduler.
 //! - `renewal`: part of it: which nodes renew their certificates, and when a new root has taken over.
-//! - [`controlapi`], [`caserver`]: requests become changes.
+//! - [`controlapi`], [`caserver`]: requests become changes. `signer`: certificates, by the `authority` that signs them.
 //! - `stale`: reads without the leader, for who asks for them; `consensus_view`: how the managers are.
-//! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it.
+//! - [`authorize`]: who may call what: one table; `forward`: what the leader answers goes to it; `strangers`: room for those without a certificate.
+//! - `latencies`: how long its parts take, for metrics.
 //! - `autolock`: how this manager's secrets lie on disk.
 //! - [`backup`], `recovery`: the state as a file, and a cluster that goes on from one; `fencing`: who was left behind.
 //! - `members`, `joining`, `roles`: the managers, how one becomes a member, and how one ceases to be.
 //! - `addresses`, `seeking`: where they are, and how one that has lost the others finds them; `autopilot`: who is dead.
 
 mod addresses;
+mod authority;
 pub mod authorize;
 pub(crate) mod autolock;
 mod autopilot;
@@ -31,10 +33,12 @@ pub mod control_loop;
 pub mod controlapi;
 pub mod convert;
 pub mod dispatcher;
+mod expired;
 mod fencing;
 pub(crate) mod forward;
 mod health;
 pub(crate) mod joining;
+pub(crate) mod latencies;
 mod members;
 mod orchestrator;
 pub mod plan;
@@ -45,12 +49,16 @@ mod roles;
 pub mod scheduler;
 pub(crate) mod seeking;
 pub(crate) mod server;
+mod serving;
+pub(crate) mod signer;
 pub(crate) mod stale;
 pub mod store;
+mod strangers;
 #[cfg(test)]
 pub(crate) mod world;
 pub mod writer;
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
@@ -74,10 +82,12 @@ use forward::Forwarder;
 use members::{Members, MembershipServer};
 use raft::{
     DialError, Dialer, Disk, Fenced, Gate, Leadership, Line, Member, Membership, RaftConfig,
-    RaftId, RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
+    RaftId, RaftLatencies, RaftNode, RaftService, SnapshotLimits, Start, StartError, Timing,
 };
 use roles::Roles;
 use seeking::Seeker;
+use serving::Serving;
+use signer::Signer;
 use store::machine::StoreMachine;
 use store::watch::Hub;
 use writer::{RaftDoor, Store};
@@ -160,12 +170,15 @@ pub(crate) struct Manager {
     clock: Clock,
     dispatcher: Dispatcher,
     members: Arc<Members>,
+    silent: Arc<roles::Silent>,
     security: Arc<OnceLock<SecurityConfig>>,
+    signer: Signer,
     node_id: NodeId,
     resolver: Arc<dyn controlapi::ImageResolver>,
     state_dir: PathBuf,
     addresses: Vec<String>,
     here: fn() -> Vec<IpAddr>,
+    election: Duration,
     /// Keeps the list of managers that nodes are told.
     tasks: JoinSet<()>,
 }
@@ -194,6 +207,7 @@ impl Manager {
         let raft = RaftNode::start(raft_config, config.start, machine, dialer).await?;
         let store = Store::new(Arc::new(RaftDoor::new(raft.proposer())), hub);
         let (told, managers) = watch::channel(Vec::new());
+        let silent = Arc::new(watch::Sender::new(BTreeMap::new()));
         let mut tasks = JoinSet::new();
         tasks.spawn(raft.membership().follow(move |members| {
             told.send_replace(members::peers(&members));
@@ -201,15 +215,18 @@ impl Manager {
         let dispatcher = Dispatcher::new(store.clone(), clock.clone(), managers);
         Ok(Self {
             store,
-            clock,
             dispatcher,
-            members: Arc::new(Members::new(raft.membership())),
+            members: Arc::new(Members::new(raft.membership(), Arc::clone(&silent))),
+            silent,
+            signer: Signer::new(Arc::clone(&security), clock.clone()),
+            clock,
             security,
             node_id: config.node_id,
             resolver: config.resolver,
             state_dir,
             addresses,
             here: config.here,
+            election: config.timing.election(),
             tasks,
             raft,
         })
@@ -241,10 +258,16 @@ impl Manager {
         Arc::clone(&self.members) as _
     }
 
+    /// Signs certificates in this manager's name.
+    pub(crate) fn signer(&self) -> Signer {
+        self.signer.clone()
+    }
+
     pub(crate) fn control_api(&self) -> ControlApi {
         ControlApi::new(self.store.clone(), self.clock.clone(), self.managers())
             .resolving(Arc::clone(&self.resolver))
             .measuring(Arc::new(self.dispatcher.clone()))
+            .signing(self.signer())
     }
 
     pub(crate) fn membership_server(&self) -> MembershipServer {
@@ -276,7 +299,7 @@ impl Manager {
     pub(crate) fn teller(&self, security: SecurityConfig) -> Teller {
         Teller {
             raft_dir: self.state_dir.join(raft::DIR),
-            epoch: self.raft.epoch(),
+            gate: self.raft.gate(),
             addresses: self.addresses.clone(),
             store: self.store.clone(),
             security,
@@ -297,7 +320,7 @@ impl Manager {
     /// What backups are made of.
     pub(crate) fn backups(&self) -> backup::Source {
         let membership = self.raft.membership();
-        let place = (self.raft.epoch(), self.state_dir.join(raft::DIR));
+        let place = (self.raft.gate(), self.state_dir.join(raft::DIR));
         backup::Source::new(self.raft.published(), membership, place)
     }
 
@@ -312,8 +335,21 @@ impl Manager {
 
     /// Sends on what the leader answers, while this manager is not it.
     pub(crate) fn forwarder(&self, security: SecurityConfig) -> Forwarder {
-        let (leadership, whereabouts) = (self.raft.leadership(), self.raft.whereabouts());
-        Forwarder::new(self.node_id, security, leadership, whereabouts)
+        Forwarder::new(
+            self.node_id,
+            security,
+            self.serving(),
+            self.raft.whereabouts(),
+        )
+    }
+
+    /// Whether there is a leader to serve by.
+    pub(crate) fn serving(&self) -> Serving {
+        Serving::new(
+            self.raft.leadership(),
+            self.raft.membership(),
+            self.election,
+        )
     }
 
     /// Who takes part in consensus.
@@ -381,6 +417,11 @@ impl Manager {
         }
     }
 
+    /// How long consensus takes.
+    pub(crate) fn raft_latencies(&self) -> RaftLatencies {
+        self.raft.latencies()
+    }
+
     /// What only a leader does.
     pub(crate) fn duties(&self) -> Duties {
         Duties {
@@ -395,6 +436,7 @@ impl Manager {
                 whereabouts: self.raft.whereabouts(),
                 security: Arc::clone(&self.security),
                 here: self.here,
+                silent: Arc::clone(&self.silent),
                 clock: self.clock.clone(),
             }),
         }

@@ -13,11 +13,12 @@ use swarm_proto::pb;
 use swarm_proto::pb::node_spec::Availability;
 
 use super::backup::BackupError;
-use super::caserver::{new_node, sign};
+use super::caserver::new_node;
 use super::raft::{
     Epoch, Former, Member, Offline, Rebuilt, StorageError, Survey, forget, is_forced, left_behind,
     put_in_place,
 };
+use super::signer::sign_with_key;
 use super::store::State;
 use super::store::machine::StoreMachine;
 use super::store::watch::Hub;
@@ -242,14 +243,26 @@ impl Restored {
             cluster_id: cluster.id,
         };
         let (key, csr) = new_key_and_csr().map_err(|e| refused(&e))?;
-        let certificate = sign(&cluster, &subject, csr.as_bytes(), clock);
-        let certificate = certificate.map_err(|status| refused(&status.message()))?;
+        let certificate = sign_with_key(&cluster, &subject, csr.as_bytes(), clock.now());
+        let certificate = certificate.map_err(|status| {
+            // No key here, and nothing to show to who has it.
+            let copy = match status.code() == tonic::Code::FailedPrecondition {
+                true => {
+                    "; start swarmd on a copy of the state directory of one of its managers instead"
+                }
+                false => "",
+            };
+            refused(&format!("{}{copy}", status.message()))
+        })?;
         let pem = String::from_utf8_lossy(&certificate.certificate).into_owned();
         let root = String::from_utf8_lossy(&cluster.root_ca.ca_cert).into_owned();
         let identity = NodeIdentity::from_pem(&pem, &key, &root).map_err(|e| refused(&e))?;
         let node = new_node(node_id, Role::Manager, availability, certificate, clock);
         state.nodes.insert(node_id, Arc::new(node));
-        let epoch = Epoch::of_wire(header.epoch).next(unique());
+        // A backup of no epoch was made by a manager that had joined, and of an early version: what it is restored to has
+        // to be above that cluster, which was in the first at least.
+        let above = Epoch::FIRST.later(Epoch::of_wire(header.epoch));
+        let epoch = above.next(unique());
         let node_id = node_id.to_string();
         Ok(Self {
             identity,

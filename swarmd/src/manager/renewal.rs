@@ -7,7 +7,7 @@
 //!
 //! Pure. Compares each node's certificate with the one it would be issued now, so it matters neither
 //! what made them differ nor when. A node is *asked* by the state of its certificate; it then renews
-//! by itself. What nodes were issued says whom to ask; what they report says whether it is done.
+//! by itself. What nodes were issued says whom to ask; that and what they report says whether it is done.
 
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use swarm_proto::pb;
 use swarm_proto::pb::issuance_status::State as Stage;
 use swarm_proto::time::Timestamp;
 
+use super::authority::Authority;
 use super::plan::Ctx;
 use super::store::{Change, Cluster, Node, State};
 use crate::ca::RootDigest;
@@ -44,21 +45,16 @@ struct Target {
 
 impl Target {
     fn of(cluster: &Cluster) -> Option<Self> {
-        let root = &cluster.root_ca;
-        let rotation = root.root_rotation.as_ref();
-        let (cert, key) = match rotation {
-            Some(rotation) => (&rotation.ca_cert, &rotation.ca_key),
-            None => (&root.ca_cert, &root.ca_key),
-        };
+        let authority = Authority::of(cluster);
         // Before there is a CA there is nothing to read.
-        if cert.is_empty() {
+        if authority.cert.is_empty() {
             return None;
         }
         let longest = cluster.node_cert_expiry().saturating_add(BACKDATE);
         Some(Self {
-            root: Reported::of(cert)?,
-            rotates: rotation.is_some(),
-            life: (!key.is_empty()).then(|| longest.saturating_add(ROUNDING)),
+            root: Reported::of(authority.cert)?,
+            rotates: authority.turn.is_some(),
+            life: authority.is_own().then(|| longest.saturating_add(ROUNDING)),
         })
     }
 
@@ -77,9 +73,11 @@ impl Target {
         self.life.is_some_and(|life| until.since(from) > life)
     }
 
+    /// Also what the node was issued last: it may have put that to use since it reported, and be off.
     fn is_used_by(&self, node: &Node) -> bool {
         let info = tls_info(node);
-        self.root.has_issued(info) && self.root.is_trusted(info)
+        let reported = self.root.has_issued(info) && self.root.is_trusted(info);
+        reported && self.has_issued(&node.certificate)
     }
 
     /// When a node has to be asked, in the past for now; none where it has what it needs.

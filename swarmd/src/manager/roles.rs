@@ -5,7 +5,7 @@
 //! the managers are at ([`super::addresses`]), and gives up managers that are dead ([`super::autopilot`]). [`next`] decides from values; [`Roles::run`] carries it out while this manager
 //! leads. Becoming a member goes the other way: the manager asks ([`super::joining`]).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
@@ -20,19 +20,23 @@ use super::autopilot::{self, Care, Look, Silence};
 use super::members::HEARD_WITHIN;
 use super::raft::{MemberStatus, Membership, Published, RaftId, RaftStatus, Whereabouts};
 use super::store::machine::StoreMachine;
-use super::store::{Change, State};
+use super::store::{Change, Node, Retirement, State};
 use super::writer::Store;
 use crate::ca::SecurityConfig;
 use crate::clock::{Clock, Monotonic};
 
 /// Pause before what failed or had to wait is looked at again.
 const AGAIN: Duration = Duration::from_secs(1);
-/// Pause before an address where the manager did not answer is tried again.
+/// Pause before addresses where the manager did not answer are tried again, and the longest: each is twice the one before.
+/// Meanwhile nothing else is done to the members for the time of a proof.
 const PROVE_AGAIN: Duration = Duration::from_secs(5);
+const PROVE_AGAIN_MAX: Duration = Duration::from_secs(60);
 
 /// What to do about the members.
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Step {
+    /// A change stopped half-way: only these vote from now on.
+    Finish(BTreeSet<RaftId>),
     /// This one goes.
     Remove(RaftId),
     /// The leader goes, so another one has to lead first.
@@ -41,43 +45,67 @@ enum Step {
     Wait(RaftId),
     /// This one is elsewhere.
     Move(Move),
-    /// This one is dead, or was.
+    /// This one is dead, or was; or it goes, and that is written down first.
     Care(Care),
 }
 
-/// The next step, if there is one.
-fn next(
-    state: &State,
-    status: &RaftStatus,
-    (moves, care): (Vec<Move>, Option<Care>),
-) -> Option<Step> {
-    // While a cluster is founded its first manager is a member before it is a node.
-    state.cluster.as_ref()?;
-    let moved = moves.into_iter().next().map(Step::Move);
-    let first = care.map(Step::Care).or(moved);
-    match leaves(state, status) {
-        // What has to wait is in nobody's way; and who is dead may be what it waits for.
-        None | Some(Step::Wait(_)) if first.is_some() => first,
-        step => step,
+impl Step {
+    /// It changes who the members are, or where: one change after the other.
+    fn changes_members(&self) -> bool {
+        match self {
+            Self::Finish(_) | Self::Remove(_) | Self::Move(_) | Self::Care(Care::Remove(_)) => true,
+            Self::HandOver(_) | Self::Wait(_) | Self::Care(Care::Note(..)) => false,
+        }
     }
 }
 
-/// Who should be a member no more.
-fn leaves(state: &State, status: &RaftStatus) -> Option<Step> {
+/// The next step, if there is one.
+fn next(look: Look<'_>, (moves, care): (Vec<Move>, Option<Care>)) -> Option<Step> {
+    // While a cluster is founded its first manager is a member before it is a node.
+    look.state.cluster.as_ref()?;
+    if !look.status.joint.is_empty() {
+        return finish(look.status).filter(|_| look.status.settled);
+    }
+    let moved = moves.into_iter().next().map(Step::Move);
+    let first = care.map(Step::Care).or(moved);
+    let step = match leaves(look) {
+        // What has to wait is in nobody's way; and who is dead may be what it waits for.
+        None | Some(Step::Wait(_)) if first.is_some() => first,
+        step => step,
+    };
+    step.filter(|step| look.status.settled || !step.changes_members())
+}
+
+/// The set that the change led to; the one that it came from, where that one alone has a majority that is up.
+fn finish(status: &RaftStatus) -> Option<Step> {
+    let up = |id: &&RaftId| {
+        let member = status.members.get(id);
+        member.is_some_and(|member| is_up(status, **id, member))
+    };
+    let well = |voters: &&BTreeSet<RaftId>| voters.iter().filter(up).count() > voters.len() / 2;
+    let voters = status.joint.iter().rev().find(well);
+    voters.cloned().map(Step::Finish)
+}
+
+/// Who should be a member no more: the first whose going leaves a majority.
+fn leaves(look: Look<'_>) -> Option<Step> {
+    let status = look.status;
     let stays = |member: &MemberStatus| {
-        let id: Option<NodeId> = member.member.node_id.parse().ok();
-        let node = id.and_then(|id| state.nodes.get(&id));
+        let node = object(look.state, member);
         node.is_some_and(|n| n.desired_role == pb::NodeRole::Manager)
     };
     let goes = status.members.iter().filter(|(_, m)| !stays(m));
-    let goes: Vec<RaftId> = goes.map(|(id, _)| *id).collect();
+    let mut goes: Vec<RaftId> = goes.map(|(id, _)| *id).collect();
     // The leader last: the others' removal needs it.
-    let id = *goes.iter().find(|id| **id != status.id).or(goes.first())?;
-    if let Err(Lost { .. }) = status_without(status, id) {
-        return Some(Step::Wait(id));
-    }
+    goes.sort_by_key(|id| *id == status.id);
+    let mut may_go = goes
+        .iter()
+        .filter(|id| status_without(status, **id).is_ok());
+    let Some(id) = may_go.next().copied() else {
+        return goes.first().copied().map(Step::Wait);
+    };
     if id != status.id {
-        return Some(Step::Remove(id));
+        return Some(noted(look, id).map_or(Step::Remove(id), Step::Care));
     }
     let others = status
         .members
@@ -85,6 +113,30 @@ fn leaves(state: &State, status: &RaftStatus) -> Option<Step> {
         .filter(|(other, m)| **other != id && m.voter);
     let best = others.max_by_key(|(other, m)| (m.matched, **other));
     best.map(|(other, _)| Step::HandOver(*other))
+}
+
+/// What has to be written down before this one goes: its number. Promoted again before it became a worker, it has to hear
+/// that it is a member no more.
+fn noted(look: Look<'_>, id: RaftId) -> Option<Care> {
+    let member = look.status.members.get(&id)?;
+    let node = object(look.state, member)?.id;
+    if autopilot::is_given_up(look.state, node, id) {
+        return None;
+    }
+    let gone = Retirement {
+        raft_id: id,
+        at: look.now,
+        reason: "it was demoted".to_owned(),
+        done: false,
+        demoted: true,
+    };
+    Some(Care::Note(node, Some(gone)))
+}
+
+/// The node that a member is.
+fn object<'a>(state: &'a State, member: &MemberStatus) -> Option<&'a Node> {
+    let id: NodeId = member.member.node_id.parse().ok()?;
+    state.nodes.get(&id).map(|node| node.as_ref())
 }
 
 /// Whether a member answers the leader.
@@ -102,30 +154,31 @@ pub(crate) struct Lost {
     up: usize,
 }
 
-/// Whether those that stay have a majority that is up, as the leader sees it.
+/// Whether those that stay have a majority that is up, as the leader sees it; of each set of voters, where a change is
+/// half-way.
 ///
 /// # Errors
 /// The arithmetic, where they have not.
 pub(crate) fn status_without(status: &RaftStatus, id: RaftId) -> Result<(), Lost> {
-    let voters = status.members.values().filter(|m| m.voter).count();
-    if status.members.get(&id).is_none_or(|m| !m.voter) {
-        return Ok(());
-    }
-    let others = status
-        .members
-        .iter()
-        .filter(|(other, m)| **other != id && m.voter);
-    let up = others.filter(|(other, m)| is_up(status, **other, m));
-    let (rest, up) = (voters.saturating_sub(1), up.count());
-    let needed = rest / 2 + 1;
-    if rest > 0 && up >= needed {
-        return Ok(());
-    }
-    Err(Lost {
-        voters,
-        rest,
-        needed,
-        up,
+    let each = status.configs();
+    let mut of_it = each.iter().filter(|voters| voters.contains(&id));
+    of_it.try_for_each(|voters| {
+        let others = voters.iter().filter(|other| **other != id);
+        let up = others.filter(|other| {
+            let member = status.members.get(other);
+            member.is_some_and(|member| is_up(status, **other, member))
+        });
+        let (rest, up) = (voters.len().saturating_sub(1), up.count());
+        let needed = rest / 2 + 1;
+        match rest > 0 && up >= needed {
+            true => Ok(()),
+            false => Err(Lost {
+                voters: voters.len(),
+                rest,
+                needed,
+                up,
+            }),
+        }
     })
 }
 
@@ -138,8 +191,13 @@ pub(crate) struct Roles {
     pub(crate) security: Arc<OnceLock<SecurityConfig>>,
     /// The addresses of this host.
     pub(crate) here: fn() -> Vec<IpAddr>,
+    /// How long who is silent has been so, as far as this leader has looked on; empty while it does not lead.
+    pub(crate) silent: Arc<Silent>,
     pub(crate) clock: Clock,
 }
+
+/// How long members have been silent.
+pub(crate) type Silent = watch::Sender<BTreeMap<RaftId, Duration>>;
 
 impl Roles {
     /// Keeps the members in line with the nodes, until cancelled.
@@ -164,21 +222,22 @@ impl Roles {
                 };
                 moves.retain(|m| !unproved.waits(m, now));
                 let silent = silence.look(&status, now);
-                let care = autopilot::next(Look {
+                self.silent.send_replace(silent.clone());
+                let look = Look {
                     state: &state,
                     status: &status,
                     silent: &silent,
                     now: self.store.time(&self.clock),
-                });
-                let step = next(&state, &status, (moves, care));
+                };
+                let step = next(look, (moves, autopilot::next(look)));
                 match &step {
                     None => {}
                     Some(Step::Move(to)) => {
                         let moved = self.carry_out(to).await;
                         unproved.note(to, moved, self.clock.monotonic());
                     }
-                    Some(Step::Care(care)) => self.care(care).await,
-                    Some(step) => self.change(step, told.as_ref()).await,
+                    Some(Step::Care(care)) => self.care(care, &status).await,
+                    Some(step) => self.change((step, &status), told.as_ref()).await,
                 }
                 told = step;
                 tokio::select! {
@@ -190,11 +249,14 @@ impl Roles {
             }
         };
         let _ = cancel.run_until_cancelled(work).await;
+        self.silent.send_replace(BTreeMap::new());
     }
 
-    async fn change(&self, step: &Step, told: Option<&Step>) {
+    /// Takes a step where the members still are those that it was decided from.
+    async fn change(&self, (step, status): (&Step, &RaftStatus), told: Option<&Step>) {
         let done = match step {
-            Step::Remove(id) => self.membership.remove(*id).await,
+            Step::Finish(voters) => self.membership.finish(voters.clone(), status).await,
+            Step::Remove(id) => self.membership.remove(*id, status).await,
             Step::HandOver(to) => self.membership.transfer_leader(*to).await,
             Step::Wait(_) | Step::Move(_) | Step::Care(_) => Ok(()),
         };
@@ -204,6 +266,12 @@ impl Roles {
             }
             (Step::Remove(id), Ok(())) => {
                 tracing::info!(raft.id = id, "a manager is no member any more");
+            }
+            (Step::Finish(voters), Ok(())) => {
+                tracing::info!(
+                    ?voters,
+                    "a change of the members that stopped half-way is done"
+                );
             }
             (Step::Wait(id), Ok(())) if told != Some(step) => {
                 tracing::warn!(
@@ -216,9 +284,9 @@ impl Roles {
     }
 
     /// Goes a step further with one that is dead, or was.
-    async fn care(&self, care: &Care) {
+    async fn care(&self, care: &Care, status: &RaftStatus) {
         match care {
-            Care::Remove(id) => match self.membership.remove(*id).await {
+            Care::Remove(id) => match self.membership.remove(*id, status).await {
                 Ok(()) => tracing::warn!(raft.id = id, "a dead manager votes no more"),
                 Err(error) => {
                     tracing::warn!(raft.id = id, %error, "can't remove a dead manager yet")
@@ -237,12 +305,12 @@ impl Roles {
                     (Err(error), _) => {
                         tracing::warn!(node.id = %node, %error, "can't write down yet how a manager stands")
                     }
-                    (Ok(_), Some(retired)) if !retired.done => {
+                    (Ok(_), Some(retired)) if !retired.done && !retired.demoted => {
                         tracing::warn!(node.id = %node, reason = retired.reason, "a manager is dead, and is given up as a voter");
                     }
                     (Ok(_), Some(_)) => {}
                     (Ok(_), None) => {
-                        tracing::info!(node.id = %node, "a manager that was given up is back")
+                        tracing::info!(node.id = %node, "a manager that was given up or demoted is one of them (again)")
                     }
                 }
             }
@@ -251,26 +319,27 @@ impl Roles {
 
     /// Corrects where a member is.
     async fn carry_out(&self, to: &Move) -> Result<(), String> {
+        let mut member = to.member.clone();
         if to.to_prove {
             let security = self.security.get();
             let security = security.ok_or("this manager is starting")?;
-            addresses::prove(&to.member, security).await?;
+            member.addresses = addresses::prove(&member, security).await?;
         }
-        let corrected = self.membership.correct(to.id, to.member.clone()).await;
+        let corrected = self.membership.correct(to.id, member.clone()).await;
         corrected.map_err(|error| error.to_string())?;
-        tracing::info!(node.id = to.member.node_id, addresses = ?to.member.addresses, "a manager is known by another address");
+        tracing::info!(node.id = member.node_id, addresses = ?member.addresses, "a manager is known by another address");
         Ok(())
     }
 }
 
-/// Addresses that were not taken over.
+/// Addresses that were not taken over: which, when they are tried again, and the pause before that.
 #[derive(Debug, Default)]
-struct Unproved(BTreeMap<RaftId, (Move, Monotonic)>);
+struct Unproved(BTreeMap<RaftId, (Move, Monotonic, Duration)>);
 
 impl Unproved {
     fn waits(&self, to: &Move, now: Monotonic) -> bool {
         let known = self.0.get(&to.id);
-        known.is_some_and(|(known, at)| known == to && now < at.after(PROVE_AGAIN))
+        known.is_some_and(|(known, again, _)| known == to && now < *again)
     }
 
     fn note(&mut self, to: &Move, moved: Result<(), String>, now: Monotonic) {
@@ -278,19 +347,21 @@ impl Unproved {
             self.0.remove(&to.id);
             return;
         };
-        let before = self.0.insert(to.id, (to.clone(), now));
-        if before.is_none_or(|(known, _)| known != *to) {
+        let before = self.0.get(&to.id).filter(|(known, ..)| known == to);
+        let pause = before.map_or(PROVE_AGAIN, |(.., pause)| (*pause * 2).min(PROVE_AGAIN_MAX));
+        if before.is_none() {
             tracing::warn!(node.id = to.member.node_id, addresses = ?to.member.addresses, reason, "a manager is not known by its new address yet");
         }
+        self.0.insert(to.id, (to.clone(), now.after(pause), pause));
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
+    use swarm_proto::time::Timestamp;
 
     use super::*;
-    use crate::manager::raft::{Member, MemberStatus};
+    use crate::manager::raft::Member;
 
     /// Members 1 to 3 as the leader 1 sees them; those in `down` don't answer.
     fn three(down: &[RaftId]) -> RaftStatus {
@@ -330,38 +401,218 @@ mod tests {
     }
 
     #[test]
-    fn the_leader_goes_last_and_hands_over() {
-        use crate::manager::store::testing::node;
-        use std::sync::Arc;
-        let mut state = State::default();
-        assert_eq!(
-            next(&state, &three(&[]), (vec![], None)),
-            None,
-            "no cluster yet"
+    fn where_a_change_is_half_way_each_set_needs_its_majority() {
+        // 4 joined, or goes; 3 is down.
+        let mut half = three(&[3]);
+        half.joint = vec![[1, 2].into(), [1, 2, 3].into()];
+        let lost = status_without(&half, 2).unwrap_err();
+        assert_eq!((lost.voters, lost.up, lost.needed), (3, 1, 2));
+        assert_eq!(status_without(&half, 3), Ok(()), "not in the first set");
+        let mut small = three(&[2, 3]);
+        small.joint = vec![[1, 2, 3].into(), [1].into()];
+        assert!(
+            status_without(&small, 1).is_err(),
+            "the last one of the second set"
         );
-        let root = crate::ca::RootCa::generate(swarm_proto::time::Timestamp(1)).unwrap();
-        let cluster = crate::manager::bootstrap::cluster(&root, swarm_proto::time::Timestamp(1));
-        state.cluster = Some(Arc::new(cluster.unwrap()));
-        let mut put = |id: u8, role| {
-            let mut node = node(id);
-            node.desired_role = role;
-            state.nodes.insert(node.id, Arc::new(node));
-        };
-        for id in 1..4 {
-            put(id, pb::NodeRole::Manager);
+    }
+
+    /// Nodes 1 to 3, of which some are demoted, and what is kept of them.
+    struct Bed {
+        state: State,
+        status: RaftStatus,
+    }
+
+    impl Bed {
+        fn new(demoted: &[u8], status: RaftStatus) -> Self {
+            use crate::manager::store::testing::node;
+            let root = crate::ca::RootCa::generate(Timestamp(1)).unwrap();
+            let cluster = crate::manager::bootstrap::cluster(&root, Timestamp(1)).unwrap();
+            let mut state = State {
+                cluster: Some(Arc::new(cluster)),
+                ..State::default()
+            };
+            for id in 1..4 {
+                let mut node = node(id);
+                node.desired_role = match demoted.contains(&id) {
+                    true => pb::NodeRole::Worker,
+                    false => pb::NodeRole::Manager,
+                };
+                state.nodes.insert(node.id, Arc::new(node));
+            }
+            Self { state, status }
         }
-        put(1, pb::NodeRole::Worker);
-        put(2, pb::NodeRole::Worker);
+
+        fn next(&self) -> Option<Step> {
+            let look = Look {
+                state: &self.state,
+                status: &self.status,
+                silent: &BTreeMap::new(),
+                now: Timestamp(7),
+            };
+            next(look, (vec![], autopilot::next(look)))
+        }
+
+        /// Promotes one, or demotes it.
+        fn make(&mut self, id: u128, role: pb::NodeRole) {
+            let id = NodeId::from_raw(id);
+            let mut node = self.state.nodes[&id].as_ref().clone();
+            node.desired_role = role;
+            self.state.nodes.insert(id, Arc::new(node));
+        }
+
+        /// Carries steps out until there is none, or leadership has to go elsewhere.
+        fn run(&mut self) -> Vec<Step> {
+            let mut steps = Vec::new();
+            while let Some(step) = self.next() {
+                match &step {
+                    Step::Care(Care::Note(node, retired)) => {
+                        let mut cluster = self.state.cluster.as_deref().unwrap().clone();
+                        cluster.managers.entry(*node).or_default().retired = retired.clone();
+                        self.state.cluster = Some(Arc::new(cluster));
+                    }
+                    Step::Remove(id) => drop(self.status.members.remove(id)),
+                    Step::Finish(_)
+                    | Step::HandOver(_)
+                    | Step::Wait(_)
+                    | Step::Move(_)
+                    | Step::Care(Care::Remove(_)) => {
+                        steps.push(step);
+                        return steps;
+                    }
+                }
+                steps.push(step);
+                assert!(steps.len() < 20, "it never ends: {steps:?}");
+            }
+            steps
+        }
+
+        fn note(&self, id: u128) -> Option<Retirement> {
+            let managers = &self.state.cluster.as_ref().unwrap().managers;
+            managers.get(&NodeId::from_raw(id))?.retired.clone()
+        }
+    }
+
+    fn removed(steps: &[Step]) -> Vec<RaftId> {
+        let mut removed = Vec::new();
+        for step in steps {
+            if let Step::Remove(id) = step {
+                removed.push(*id);
+            }
+        }
+        removed
+    }
+
+    #[test]
+    fn the_leader_goes_last_and_hands_over() {
+        let mut bed = Bed::new(&[1, 2], three(&[]));
+        bed.state.cluster = None;
+        assert_eq!(bed.next(), None, "no cluster yet");
+        let mut bed = Bed::new(&[1, 2], three(&[]));
+        let steps = bed.run();
+        assert_eq!(removed(&steps), [2]);
+        assert_eq!(steps.last(), Some(&Step::HandOver(3)));
         assert_eq!(
-            next(&state, &three(&[]), (vec![], None)),
-            Some(Step::Remove(2))
+            Bed::new(&[1, 2], three(&[3])).next(),
+            Some(Step::Wait(2)),
+            "nobody is left"
         );
-        let mut two = three(&[]);
-        two.members.remove(&2);
-        assert_eq!(next(&state, &two, (vec![], None)), Some(Step::HandOver(3)));
-        assert_eq!(
-            next(&state, &three(&[3]), (vec![], None)),
-            Some(Step::Wait(2))
-        );
+    }
+
+    #[test]
+    fn one_that_has_to_wait_is_in_no_other_ones_way() {
+        // Without 2 one of two would be up; without the dead 3 both are, and then 2 can go.
+        let mut bed = Bed::new(&[2, 3], three(&[3]));
+        assert_eq!(removed(&bed.run()), [3, 2]);
+    }
+
+    #[test]
+    fn a_change_that_stopped_half_way_is_finished_before_anything_else() {
+        let mut bed = Bed::new(&[2], three(&[]));
+        bed.status.joint = vec![[1, 2].into(), [1, 2, 3].into()];
+        assert_eq!(bed.next(), Some(Step::Finish([1, 2, 3].into())));
+        // What it led to has no majority that is up: back.
+        bed.status = three(&[3]);
+        bed.status.joint = vec![[1, 2].into(), [1, 3].into()];
+        assert_eq!(bed.next(), Some(Step::Finish([1, 2].into())));
+        bed.status.settled = false;
+        assert_eq!(bed.next(), None, "one change after the other");
+    }
+
+    #[test]
+    fn nobody_is_removed_while_another_change_is_not_settled() {
+        let mut bed = Bed::new(&[2], three(&[]));
+        assert_eq!(removed(&bed.run()), [2]);
+        let mut bed = Bed::new(&[2], three(&[]));
+        bed.status.settled = false;
+        assert!(removed(&bed.run()).is_empty());
+    }
+
+    #[test]
+    fn one_that_was_demoted_and_promoted_again_hears_that_it_is_a_member_no_more() {
+        let mut bed = Bed::new(&[2], three(&[]));
+        assert_eq!(removed(&bed.run()), [2]);
+        let note = bed.note(2).unwrap();
+        assert!(note.raft_id == 2 && note.done && note.demoted);
+        let two = bed.state.nodes[&NodeId::from_raw(2)].clone();
+        let told = |bed: &Bed| {
+            let node = &bed.state.nodes[&two.id];
+            crate::manager::convert::node_to_wire(node, bed.state.cluster.as_deref())
+        };
+        assert_eq!(told(&bed).retired_raft_id, 0, "it becomes a worker");
+        bed.make(2, pb::NodeRole::Manager);
+        assert_eq!(bed.run(), []);
+        let wire = told(&bed);
+        assert_eq!(wire.retired_raft_id, 2);
+        assert!(wire.retired_at.is_none() && wire.retired_reason.is_empty());
+        // It votes under another number.
+        let again = three(&[]).members.remove(&2).unwrap();
+        bed.status.members.insert(9, again);
+        bed.run();
+        assert_eq!(bed.note(2), None);
+        assert_eq!(told(&bed).retired_raft_id, 0);
+    }
+
+    #[test]
+    fn one_that_is_promoted_again_before_it_went_stays() {
+        let mut bed = Bed::new(&[2], three(&[]));
+        let Some(Step::Care(Care::Note(node, retired))) = bed.next() else {
+            panic!("it goes unnoted");
+        };
+        let mut cluster = bed.state.cluster.as_deref().unwrap().clone();
+        cluster.managers.entry(node).or_default().retired = retired;
+        bed.state.cluster = Some(Arc::new(cluster));
+        assert_eq!(bed.next(), Some(Step::Remove(2)));
+        bed.make(2, pb::NodeRole::Manager);
+        assert_eq!(bed.run(), [Step::Care(Care::Note(node, None))]);
+    }
+
+    #[test]
+    fn addresses_that_lead_nowhere_are_tried_ever_less_often() {
+        let (clock, hand) = Clock::manual(Timestamp(0));
+        let mut unproved = Unproved::default();
+        let to = Move {
+            id: 2,
+            member: Member::default(),
+            to_prove: true,
+        };
+        let mut pauses = Vec::new();
+        for _ in 0..6 {
+            let begun = clock.monotonic();
+            unproved.note(&to, Err("dead".to_owned()), begun);
+            while unproved.waits(&to, clock.monotonic()) {
+                hand.advance(Duration::from_secs(1));
+            }
+            pauses.push(clock.monotonic().since(begun).as_secs());
+        }
+        assert_eq!(pauses, [5, 10, 20, 40, 60, 60]);
+        // Other addresses are tried at once.
+        let other = Move {
+            id: 2,
+            to_prove: false,
+            ..to
+        };
+        unproved.note(&other, Err("dead".to_owned()), clock.monotonic());
+        hand.advance(PROVE_AGAIN);
+        assert!(!unproved.waits(&other, clock.monotonic()));
     }
 }

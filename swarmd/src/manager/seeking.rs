@@ -40,7 +40,7 @@ impl Seeker {
         let clock = self.security.clock().clone();
         let mut pause = PAUSE;
         loop {
-            if self.membership.age().is_some_and(|age| age < HEARD_WITHIN) {
+            if self.membership.led().is_some_and(|ago| ago < HEARD_WITHIN) {
                 pause = PAUSE;
                 // Silence announces itself by no event.
                 clock.sleep(HEARD_WITHIN).await;

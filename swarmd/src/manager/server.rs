@@ -9,22 +9,25 @@ use swarm_proto::own::membership_server::MembershipServer;
 use swarm_proto::own::operator_server::OperatorServer;
 use swarm_proto::own::raft_server::RaftServer;
 use swarm_proto::pb;
-use tokio::sync::watch;
 use tonic::service::Routes;
 use tonic::transport::Server;
 
 use super::Manager;
 use super::caserver::CaServer;
 use super::health::HealthServer;
-use super::raft::{FencedService, Leadership};
+use super::raft::FencedService;
 use crate::operator::Operator;
 
 /// Largest message taken from anyone: SwarmKit's limit.
 pub(crate) const MESSAGE_MAX: usize = 4 << 20;
+/// The same for the CA's services, which also those may ask who have no certificate: a certificate signing request of at most
+/// 64 KiB, and what is around it.
+const CA_MESSAGE_MAX: usize = 128 << 10;
 /// Bytes a client may send on one stream before it waits for us: a batch of statuses goes out at once
 /// instead of in pieces of 64 KiB (HTTP/2's default), a round trip each.
 const STREAM_WINDOW: u32 = 1 << 20;
-/// The same for all streams of a connection; what one connection can make us hold.
+/// The same for all streams of a connection: what it may send before anything of it is read. What is read is held until its
+/// message is whole, so this does not bound memory: the limits of messages do.
 const CONNECTION_WINDOW: u32 = 2 << 20;
 /// A connection without traffic is asked for a sign of life this often.
 const KEEPALIVE: Duration = Duration::from_secs(10);
@@ -51,8 +54,9 @@ pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
         manager.store().clone(),
         manager.clock().clone(),
         manager.managers(),
-    );
-    let health = HealthServer::new(manager.leadership());
+    )
+    .signing(manager.signer());
+    let health = HealthServer::new(Some(manager.serving()));
     let dispatcher = manager.dispatcher().clone();
     Routes::default()
         .add_service(
@@ -61,10 +65,10 @@ pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
         )
         .add_service(pb::watch_server::WatchServer::new(api).max_decoding_message_size(MESSAGE_MAX))
         .add_service(
-            pb::ca_server::CaServer::new(ca.clone()).max_decoding_message_size(MESSAGE_MAX),
+            pb::ca_server::CaServer::new(ca.clone()).max_decoding_message_size(CA_MESSAGE_MAX),
         )
         .add_service(
-            pb::node_ca_server::NodeCaServer::new(ca).max_decoding_message_size(MESSAGE_MAX),
+            pb::node_ca_server::NodeCaServer::new(ca).max_decoding_message_size(CA_MESSAGE_MAX),
         )
         .add_service(
             pb::dispatcher_server::DispatcherServer::new(dispatcher)
@@ -83,8 +87,7 @@ pub(crate) fn routes(manager: &Manager, operator: Operator) -> Routes {
 
 /// The health of a manager that takes no part in consensus.
 pub(crate) fn no_leader() -> pb::health_server::HealthServer<HealthServer> {
-    let (_, none) = watch::channel(Leadership::None);
-    pb::health_server::HealthServer::new(HealthServer::new(none))
+    pb::health_server::HealthServer::new(HealthServer::new(None))
 }
 
 /// What a manager that is fenced serves other nodes: that it is.

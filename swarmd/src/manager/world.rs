@@ -351,6 +351,7 @@ impl World {
             membership: node.membership,
             availability,
             addresses: Vec::new(),
+            give_up: Vec::new(),
         };
         self.apply(vec![change]);
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use swarm_proto::time::Timestamp;
 
+use super::latencies::Latencies;
 use super::raft::{Command, ProposeError, Proposer};
 use super::store::machine::StoreMachine;
 use super::store::watch::Hub;
@@ -130,6 +131,7 @@ pub struct Store {
     door: Arc<dyn WriteDoor>,
     hub: Hub,
     ahead: Arc<Mutex<Ahead>>,
+    latencies: Arc<Latencies>,
 }
 
 /// By how much the cluster's time is ahead of this manager's clock.
@@ -169,6 +171,7 @@ impl Store {
             door,
             hub,
             ahead: Arc::default(),
+            latencies: Arc::default(),
         }
     }
 
@@ -208,6 +211,7 @@ impl Store {
     /// # Errors
     /// When this manager can't be sure: it does not lead, or nobody does.
     pub async fn read(&self) -> Result<State, WriteError> {
+        let _timed = self.latencies.read.timed();
         self.door.read_barrier().await?;
         Ok(self.hub.view())
     }
@@ -239,7 +243,13 @@ impl Store {
     /// # Errors
     /// See [`WriteError`]; results of single changes are in [`Written`].
     pub async fn write(&self, now: Timestamp, changes: Vec<Change>) -> Result<Written, WriteError> {
+        let _timed = self.latencies.write.timed();
         self.door.write(Entry { now, changes }).await
+    }
+
+    /// How long this manager's parts take: with the store, because all that is measured has it.
+    pub(crate) fn latencies(&self) -> &Latencies {
+        &self.latencies
     }
 }
 

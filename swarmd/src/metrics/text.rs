@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fmt::Error;
 
 use prometheus_client::collector::Collector;
-use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _};
+use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, NoLabelSet};
+use prometheus_client::metrics::MetricType;
 use prometheus_client::metrics::counter::ConstCounter;
 use prometheus_client::metrics::gauge::ConstGauge;
 use prometheus_client::registry::Registry;
@@ -12,7 +13,9 @@ use swarm_proto::pb;
 use swarm_proto::task_state::TaskState;
 use swarm_proto::time::Timestamp;
 
-use crate::manager::raft::RaftStatus;
+use crate::latency::Counts;
+use crate::manager::latencies::Latencies;
+use crate::manager::raft::{RaftLatencies, RaftStatus};
 use crate::manager::store::State;
 
 /// All that is told.
@@ -21,6 +24,8 @@ pub(super) struct Numbers {
     pub(super) node: Node,
     /// What the tasks of this node take of it.
     pub(super) usage: Vec<pb::TaskUsage>,
+    /// How long the executor takes, by what it does.
+    pub(super) operations: [(&'static str, Counts); 4],
     /// On a manager.
     pub(super) manager: Option<Manager>,
 }
@@ -47,6 +52,61 @@ pub(super) struct Manager {
     tasks: BTreeMap<&'static str, u64>,
     services: usize,
     raft: BTreeMap<&'static str, (&'static str, u64)>,
+    latencies: Vec<Latency>,
+}
+
+/// A histogram: name, help, and what it counted.
+pub(super) type Latency = (&'static str, &'static str, Counts);
+
+/// What a manager measures.
+pub(super) fn latencies(own: &Latencies, raft: &RaftLatencies) -> Vec<Latency> {
+    vec![
+        (
+            "raft_transaction_latency_seconds",
+            "A proposal, until it is applied here or has failed",
+            raft.transaction.counts(),
+        ),
+        (
+            "raft_snapshot_latency_seconds",
+            "Making a snapshot of the state, until it is in place",
+            raft.snapshot.counts(),
+        ),
+        (
+            "store_write_tx_latency_seconds",
+            "A write, until it is applied here or refused",
+            own.write.counts(),
+        ),
+        (
+            "store_read_tx_latency_seconds",
+            "A read, until the newest state is known to be here",
+            own.read.counts(),
+        ),
+        (
+            "store_batch_latency_seconds",
+            "Writing all that one pass wants",
+            own.batch.counts(),
+        ),
+        (
+            "dispatcher_scheduling_delay_seconds",
+            "A task, from its making until a manager records that it runs",
+            own.scheduling.counts(),
+        ),
+        (
+            "dispatcher_status_latency_seconds",
+            "What a node reports of its tasks, until it is written",
+            own.status.counts(),
+        ),
+        (
+            "dispatcher_assignment_latency_seconds",
+            "News for a node, from the commit until its connection takes them",
+            own.assignment.counts(),
+        ),
+        (
+            "manager_pass_latency_seconds",
+            "One pass over what should change",
+            own.pass.counts(),
+        ),
+    ]
 }
 
 impl Manager {
@@ -107,7 +167,13 @@ impl Manager {
                     ),
                 ),
             ]),
+            latencies: Vec::new(),
         }
+    }
+
+    /// With how long its parts take.
+    pub(super) fn taking(self, latencies: Vec<Latency>) -> Self {
+        Self { latencies, ..self }
     }
 }
 
@@ -142,11 +208,30 @@ fn gauges(
     Ok(())
 }
 
+fn histogram(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    samples: &[(&[(&str, &str)], Counts)],
+) -> Result<(), Error> {
+    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+    for (labels, counts) in samples {
+        let (sum, count) = (counts.sum().as_secs_f64(), counts.count());
+        let buckets = counts.buckets();
+        if labels.is_empty() {
+            return family.encode_histogram::<NoLabelSet>(sum, count, &buckets, None);
+        }
+        let mut one = family.encode_family(labels)?;
+        one.encode_histogram::<NoLabelSet>(sum, count, &buckets, None)?;
+    }
+    Ok(())
+}
+
 impl Collector for Numbers {
     fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> Result<(), Error> {
         let encoder = &mut encoder;
         self.node(encoder)?;
         self.tasks(encoder)?;
+        self.operations(encoder)?;
         match &self.manager {
             Some(manager) => manager.encode(encoder),
             None => Ok(()),
@@ -221,6 +306,17 @@ impl Numbers {
         }
         Ok(())
     }
+
+    fn operations(&self, encoder: &mut DescriptorEncoder<'_>) -> Result<(), Error> {
+        let labels = self.operations.map(|(name, _)| [("operation", name)]);
+        let each = labels.iter().zip(&self.operations);
+        let samples: Vec<(&[(&str, &str)], Counts)> = each
+            .map(|(labels, (_, counts))| (labels.as_slice(), *counts))
+            .collect();
+        let help = "A call of the executor for a task, also one that fails or is given up";
+        let name = "executor_operation_latency_seconds";
+        histogram(encoder, (name, help), &samples)
+    }
 }
 
 impl Manager {
@@ -254,6 +350,9 @@ impl Manager {
         for (name, (help, value)) in &self.raft {
             gauges(encoder, (name, help), &[(&[], number(*value))])?;
         }
+        for (name, help, counts) in &self.latencies {
+            histogram(encoder, (name, help), &[(&[], *counts)])?;
+        }
         Ok(())
     }
 }
@@ -265,4 +364,88 @@ impl Manager {
 )]
 fn number(value: u64) -> f64 {
     value as f64
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+    use std::time::Duration;
+
+    use super::*;
+
+    const DOCUMENT: &str = include_str!("../../../docs/metrics.md");
+
+    fn numbers() -> Numbers {
+        let (own, raft) = (Latencies::default(), RaftLatencies::default());
+        own.pass.record(Duration::from_millis(3));
+        own.pass.record(Duration::from_secs(700));
+        let status = RaftStatus::led(BTreeMap::new());
+        let manager = Manager::of(&State::default(), &status, true);
+        Numbers {
+            node: Node {
+                cluster: "c".to_owned(),
+                id: "n".to_owned(),
+                certificate_ends: Timestamp::from_millis(5000),
+                in_session: true,
+                tasks: 1,
+            },
+            usage: vec![pb::TaskUsage {
+                task_id: "t".to_owned(),
+                ..pb::TaskUsage::default()
+            }],
+            operations: ["prepare", "start", "shutdown", "remove"]
+                .map(|name| (name, Counts::default())),
+            manager: Some(manager.taking(latencies(&own, &raft))),
+        }
+    }
+
+    #[test]
+    fn a_histogram_is_written_as_prometheus_reads_it() {
+        let text = numbers().text().unwrap();
+        let told: Vec<&str> = text
+            .lines()
+            .filter(|line| line.contains("manager_pass"))
+            .collect();
+        let (head, buckets) = told.split_at(4);
+        assert_eq!(
+            head,
+            [
+                "# HELP swarm_manager_pass_latency_seconds One pass over what should change",
+                "# TYPE swarm_manager_pass_latency_seconds histogram",
+                "swarm_manager_pass_latency_seconds_sum 700.003",
+                "swarm_manager_pass_latency_seconds_count 2",
+            ]
+        );
+        // Each bucket holds those before it too.
+        let count = |end: &str| {
+            let start = format!("swarm_manager_pass_latency_seconds_bucket{{le=\"{end}\"}} ");
+            let found = buckets.iter().find_map(|line| line.strip_prefix(&start));
+            found.unwrap_or_else(|| panic!("{end} in {buckets:#?}"))
+        };
+        assert_eq!(
+            ["0.0001", "0.0025", "0.005", "600.0", "+Inf"].map(count),
+            ["0", "0", "1", "1", "2"]
+        );
+        let labelled = "swarm_executor_operation_latency_seconds_count{operation=\"start\"} 0";
+        assert!(text.lines().any(|line| line == labelled), "{text}");
+    }
+
+    #[test]
+    fn the_document_lists_what_is_told() {
+        let text = numbers().text().unwrap();
+        let told: BTreeSet<String> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("# TYPE ")?.split_once(' '))
+            .map(|(name, kind)| match kind {
+                "counter" => format!("{name}_total"),
+                _ => name.to_owned(),
+            })
+            .collect();
+        let listed: BTreeSet<String> = DOCUMENT
+            .lines()
+            .filter_map(|line| line.strip_prefix("| `swarm_")?.split_once('`'))
+            .map(|(name, _)| format!("swarm_{name}"))
+            .collect();
+        assert_eq!(told, listed);
+    }
 }

@@ -64,6 +64,8 @@ pub(super) struct Running {
     pub(super) asked: CancellationToken,
     /// What runs has to stop.
     pub(super) cancel: CancellationToken,
+    /// This manager has to stop asking to be a member.
+    pub(super) joining: CancellationToken,
     pub(super) tasks: JoinSet<()>,
     pub(super) servers: JoinSet<()>,
     pub(super) agent: Arc<Agent>,
@@ -119,10 +121,12 @@ impl Running {
             security: self.security.clone(),
             agent: self.agent.status(),
             executor: Arc::clone(&self.executor),
+            operations: self.agent.operations(),
             manager: manager.map(|manager| metrics::ManagerSources {
                 store: manager.store().clone(),
                 membership: manager.membership(),
                 leadership: manager.leadership(),
+                raft: manager.raft_latencies(),
             }),
         };
         tracing::info!(address = %addr, "metrics are served");
@@ -253,7 +257,7 @@ impl Running {
             known,
         };
         let marker = self.state.joining_marker();
-        let cancel = self.cancel.clone();
+        let cancel = self.joining.clone();
         self.tasks.spawn(async move {
             if cancel.run_until_cancelled(joiner.run()).await.is_none() {
                 return;
@@ -325,7 +329,7 @@ impl Running {
                         biased;
                         () = &mut running => return Ok(End::Stopped),
                         () = self.asked.cancelled() => None,
-                        left = leave(&self.agent, order, manager) => Some(left),
+                        left = leave(&self.agent, order, manager, &self.joining) => Some(left),
                     };
                     match left {
                         Some(true) => return Ok(End::Left),
@@ -382,11 +386,14 @@ impl Running {
             End::Role(role) => tracing::info!(%role, "this node goes on in another role"),
             End::Fenced => tracing::info!("this node goes on without consensus"),
             End::Retired => {
-                let via = self.agent.status().borrow().manager_addr.clone();
+                // Its own manager may have passed on to it what the leader said, and knows no leader when it begins anew.
+                let via = another_manager(&self.agent.notices(), &self.security);
+                let via = via.or_else(|| self.agent.status().borrow().manager_addr.clone());
                 let via = via.or_else(|| self.agent.last_managers().into_iter().next());
                 self.state.begin_anew(&via.unwrap_or_default())?;
                 tracing::warn!(
-                    "this manager was given up while it was away; its log is put aside, and it joins as a new member"
+                    "this manager was given up while it was away, or demoted and promoted again; its log is put aside, and \
+                     it joins as a new member"
                 );
             }
             End::Stopped => {}
@@ -465,6 +472,18 @@ async fn given_up(mut notices: Notices, id: Option<u64>) {
     }
 }
 
+/// Where one of the other managers is, as the managers said last.
+fn another_manager(notices: &Notices, security: &SecurityConfig) -> Option<String> {
+    let own = security.identity().node_id().to_string();
+    let last = notices.borrow();
+    let mut peers = last
+        .as_ref()?
+        .managers
+        .iter()
+        .filter_map(|m| m.peer.as_ref());
+    peers.find(|p| p.node_id != own).map(|p| p.addr.clone())
+}
+
 /// The managers want another certificate in place of one; said again of the same one it is no news.
 fn asks_to_renew(message: &pb::SessionMessage, asked: &mut Vec<u8>) -> bool {
     let certificate = message.node.as_ref().and_then(|n| n.certificate.as_ref());
@@ -493,13 +512,20 @@ fn asks_for_another_role(message: &pb::SessionMessage, security: &SecurityConfig
 }
 
 /// Carries out an order to leave. True when the node has left.
-async fn leave(agent: &Agent, order: LeaveOrder, manager: Option<&Manager>) -> bool {
+async fn leave(
+    agent: &Agent,
+    order: LeaveOrder,
+    manager: Option<&Manager>,
+    joining: &CancellationToken,
+) -> bool {
     if let Some(manager) = manager
         && !order.force
     {
         let _ = order.answer.send(Err(manager.why_stay()));
         return false;
     }
+    // Taken out, it would ask to be let in again.
+    joining.cancel();
     if let Some(manager) = manager {
         // The managers that stay take it out of consensus; the leader can't do that to itself.
         manager.hand_over().await;
@@ -508,7 +534,8 @@ async fn leave(agent: &Agent, order: LeaveOrder, manager: Option<&Manager>) -> b
         Ok(left) => {
             let _ = order.answer.send(Ok(own::LeaveResponse {
                 removed_tasks: left.removed_tasks,
-                acknowledged: left.acknowledged,
+                acknowledged: left.untold.is_none(),
+                reason: left.untold.unwrap_or_default(),
             }));
             true
         }

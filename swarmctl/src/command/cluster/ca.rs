@@ -8,6 +8,7 @@ use swarm_proto::amount::count;
 use swarm_proto::pb;
 
 use super::super::session::Session;
+use super::external_ca;
 use crate::cli::Ca;
 use crate::error::Error;
 use crate::resolve::{self, node_name};
@@ -25,6 +26,7 @@ const NAMED_MAX: usize = 8;
 pub(super) struct Change {
     cert: Vec<u8>,
     key: Vec<u8>,
+    external: Option<Vec<pb::ExternalCa>>,
     expiry: Option<Duration>,
 }
 
@@ -32,14 +34,22 @@ impl Change {
     pub(super) async fn check(flags: &Ca) -> Result<Self, Error> {
         let mut problems = Problems::default();
         let expiry = problems.optional("--cert-expiry", flags.cert_expiry.as_ref(), &DURATION);
-        let change = problems.unless_any(Self {
-            expiry,
-            ..Self::default()
-        })?;
+        let said = external_ca::check(&mut problems, &flags.external_ca);
+        check_root(&mut problems, flags);
+        problems.unless_any(())?;
+        let cert = read("read the root certificate", flags.ca_cert.as_ref()).await?;
+        let mut external = external_ca::read(said).await?;
+        for external in external.iter_mut().flatten() {
+            // For this root unless another is named.
+            if external.ca_cert.is_empty() {
+                external.ca_cert.clone_from(&cert);
+            }
+        }
         Ok(Self {
-            cert: read("read the root certificate", flags.ca_cert.as_ref()).await?,
+            cert,
             key: read("read the root key", flags.ca_key.as_ref()).await?,
-            ..change
+            external,
+            expiry,
         })
     }
 
@@ -48,13 +58,36 @@ impl Change {
         config.force_rotate = config.force_rotate.saturating_add(1);
         config.signing_ca_cert.clone_from(&self.cert);
         config.signing_ca_key.clone_from(&self.key);
+        if let Some(external) = &self.external {
+            config.external_cas.clone_from(external);
+        }
         if let Some(expiry) = self.expiry {
             config.node_cert_expiry = Some(wire(expiry));
         }
     }
 }
 
-async fn read(what: &'static str, path: Option<&PathBuf>) -> Result<Vec<u8>, Error> {
+/// What of a new root only goes together.
+fn check_root(problems: &mut Problems, flags: &Ca) {
+    let external = flags.external_ca.iter().any(|said| !said.is_empty());
+    let (cert, key) = (flags.ca_cert.is_some(), flags.ca_key.is_some());
+    if key && !cert {
+        problems.push("--ca-key: it needs its certificate; give --ca-cert too");
+    }
+    if cert && !key && !external {
+        problems.push(
+            "--ca-cert: somebody has to sign under this root; give its key with --ca-key, or who has that with --external-ca",
+        );
+    }
+    if external && !cert {
+        problems.push(
+            "--external-ca: changing to an external root needs its certificate; give --ca-cert too, or name an external CA \
+             for the present root with `swarmctl cluster update --external-ca`",
+        );
+    }
+}
+
+pub(super) async fn read(what: &'static str, path: Option<&PathBuf>) -> Result<Vec<u8>, Error> {
     let Some(path) = path else {
         return Ok(Vec::new());
     };

@@ -2,6 +2,7 @@
 
 mod backup;
 mod ca;
+mod external_ca;
 mod join_token;
 mod settings;
 pub(super) mod status;
@@ -47,7 +48,7 @@ pub(super) async fn run(
             status::run(&mut session, &format).await
         }
         Cluster::Update(flags) => {
-            let change = settings::Change::check(&flags)?;
+            let change = settings::Change::check(&flags).await?;
             let mut session = Session::open(target, environment, terminal).await?;
             settings::update(&mut session, &flags, &change).await
         }

@@ -7,7 +7,7 @@ use swarm_proto::cluster::DEAD_MANAGER_GRACE;
 use swarm_proto::pb;
 
 use super::super::session::Session;
-use super::unlock;
+use super::{external_ca, unlock};
 use crate::cli::{JoinRole, UpdateCluster};
 use crate::error::Error;
 use crate::render::inspect::Details;
@@ -71,12 +71,10 @@ fn details(cluster: &pb::Cluster) -> Details {
                 "Certificate validity duration",
                 span(ca.node_cert_expiry.as_ref()),
             );
-            let urls: Vec<&str> = ca
-                .external_cas
-                .iter()
-                .map(|external| external.url.as_str())
-                .collect();
-            details.put("External CAs", urls.join(", "));
+            let external = ca.external_cas.iter();
+            let external = external.map(|external| external_ca::shown(external, cluster));
+            let external: Vec<String> = external.collect();
+            details.put("External CAs", external.join(", "));
         });
     }
     details.section("Encryption at rest", |details| {
@@ -105,6 +103,7 @@ pub(super) struct Change {
     expiry: Option<Duration>,
     heartbeat: Option<Duration>,
     grace: Option<Duration>,
+    external: Option<Vec<pb::ExternalCa>>,
     autolock: Option<bool>,
 }
 
@@ -114,7 +113,7 @@ fn autolock(spec: &pb::ClusterSpec) -> bool {
 }
 
 impl Change {
-    pub(super) fn check(flags: &UpdateCluster) -> Result<Self, Error> {
+    pub(super) async fn check(flags: &UpdateCluster) -> Result<Self, Error> {
         let mut problems = Problems::default();
         let history = problems.optional("--taskhistory", flags.taskhistory.as_ref(), &SIGNED);
         let expiry = problems.optional("--certexpiry", flags.certexpiry.as_ref(), &DURATION);
@@ -128,6 +127,7 @@ impl Change {
             flags.dead_manager_grace.as_ref(),
             &DURATION,
         );
+        let external = external_ca::check(&mut problems, &flags.external_ca);
         let given = [
             &flags.dead_manager_grace,
             &flags.taskhistory,
@@ -135,16 +135,19 @@ impl Change {
             &flags.heartbeatperiod,
         ];
         let rotates = flags.rotate_join_token.is_some() || flags.rotate_unlock_key;
-        if given.iter().all(|text| text.is_none()) && flags.autolock.is_none() && !rotates {
+        let sets = given.iter().any(|text| text.is_some()) || !flags.external_ca.is_empty();
+        if !sets && flags.autolock.is_none() && !rotates {
             problems.push(
-                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod, --dead-manager-grace, --autolock, --rotate-join-token or --rotate-unlock-key",
+                "nothing to change; give --taskhistory, --certexpiry, --heartbeatperiod, --dead-manager-grace, --external-ca, --autolock, --rotate-join-token or --rotate-unlock-key",
             );
         }
-        problems.unless_any(Self {
+        problems.unless_any(())?;
+        Ok(Self {
             history,
             expiry,
             heartbeat,
             grace,
+            external: external_ca::read(external).await?,
             autolock: flags.autolock,
         })
     }
@@ -157,6 +160,10 @@ impl Change {
         }
         if let Some(expiry) = self.expiry {
             spec.ca_config.get_or_insert_default().node_cert_expiry = Some(wire(expiry));
+        }
+        if let Some(external) = &self.external {
+            let config = spec.ca_config.get_or_insert_default();
+            config.external_cas.clone_from(external);
         }
         if let Some(heartbeat) = self.heartbeat {
             spec.dispatcher.get_or_insert_default().heartbeat_period = Some(wire(heartbeat));

@@ -22,8 +22,9 @@ const HEARD_WITHIN: Duration = Duration::from_secs(2);
 const LEADER_SILENT: Duration = Duration::from_secs(5);
 /// Entries that a manager may be behind in the middle of writes.
 const BEHIND_MAX: u64 = 1000;
-/// A certificate is renewed at four fifths of its life at the latest: one that ends so soon is not.
-const CERTIFICATE_SOON: Duration = Duration::from_secs(2 * 3600);
+/// A certificate is renewed at four fifths of its life at the latest, and tried again when that fails: one of which less than
+/// this part of its life is left is not renewed.
+const CERTIFICATE_LEFT: u32 = 8;
 /// Services and nodes named in one finding.
 const NAMED_MAX: usize = 5;
 
@@ -172,11 +173,21 @@ impl Facts {
             return;
         }
         if local.manager_addr.is_empty() {
-            let text = "this node is connected to no manager: see that managers run and can be reached from here";
-            findings.push((Level::Unavailable, text.to_owned()));
+            // It has none for a moment whenever another manager leads, or one starts.
+            let finding = match &self.cluster {
+                Some(Ok(_)) => (
+                    Level::Degraded,
+                    "this node's agent has no session with a manager: it tries again by itself, and its log says what fails",
+                ),
+                Some(Err(_)) | None => (
+                    Level::Unavailable,
+                    "this node is connected to no manager: see that managers run and can be reached from here",
+                ),
+            };
+            findings.push((finding.0, finding.1.to_owned()));
         }
         if let Some(left) = self.certificate_left()
-            && left < CERTIFICATE_SOON
+            && left <= self.certificate_life() / CERTIFICATE_LEFT
         {
             let text = match left {
                 Duration::ZERO => "this node's certificate has ended".to_owned(),
@@ -193,6 +204,16 @@ impl Facts {
         let ends = moment(&prost_types::Timestamp { seconds, nanos: 0 });
         let ends = ends.filter(|_| seconds > 0)?;
         Some(ends.duration_since(self.now).unwrap_or_default())
+    }
+
+    /// The whole time for which the certificate is good; zero where that is not known.
+    fn certificate_life(&self) -> Duration {
+        let (begins, ends) = (self.local.certificate_begins, self.local.certificate_ends);
+        let seconds = match begins {
+            0 => 0,
+            begins => ends.saturating_sub(begins),
+        };
+        Duration::from_secs(u64::try_from(seconds).unwrap_or(0))
     }
 
     /// Why the cluster does not answer, as far as this manager can tell.
@@ -294,6 +315,7 @@ pub(in crate::command) fn own_view(
 impl Cluster {
     fn judge(&self, findings: &mut Vec<(Level, String)>) {
         self.judge_managers(findings);
+        self.judge_wanted(findings);
         let down = self.nodes.iter().filter(|node| {
             let state = node.status.as_ref().map(pb::NodeStatus::state);
             state != Some(pb::node_status::State::Ready)
@@ -361,6 +383,36 @@ impl Cluster {
         }
     }
 
+    /// Managers that are to be: those that don't vote bear no failure of the others.
+    fn judge_wanted(&self, findings: &mut Vec<(Level, String)>) {
+        let managers = &self.consensus.managers;
+        for manager in managers.iter().filter(|manager| !manager.voter) {
+            let text = format!(
+                "manager {} does not vote: it is catching up. If that goes on, see that it runs and can be reached from the \
+                 leader",
+                place(manager)
+            );
+            findings.push((Level::Degraded, text));
+        }
+        let outside = self.nodes.iter().filter(|node| {
+            is_wanted(node) && !managers.iter().any(|manager| manager.node_id == node.id)
+        });
+        for node in outside {
+            let name = node_name(node);
+            let text = match node.retired_reason.as_str() {
+                "" => format!(
+                    "{name} is to be a manager, and is none: see that swarmd runs there, and that the managers can reach the \
+                     address it advertises; its log says more. `swarmctl node demote {name}` takes the promotion back"
+                ),
+                reason => format!(
+                    "{name} was given up as a manager: {reason}. Start swarmd there, and it joins again by itself; or \
+                     `swarmctl node demote {name}`"
+                ),
+            };
+            findings.push((Level::Degraded, text));
+        }
+    }
+
     fn details(&self, details: &mut Details) {
         details.section("Managers", |details| {
             for manager in &self.consensus.managers {
@@ -417,6 +469,12 @@ impl Cluster {
     }
 }
 
+/// Whether a node is to be a manager.
+fn is_wanted(node: &pb::Node) -> bool {
+    let spec = node.spec.as_ref();
+    spec.map(pb::NodeSpec::desired_role) == Some(pb::NodeRole::Manager)
+}
+
 /// Whether the leader hears a manager; it is the one that answers itself.
 fn is_there(manager: &own::ManagerView) -> bool {
     let heard = manager.heard_ms.map(Duration::from_millis);
@@ -459,157 +517,4 @@ fn words(span: Duration) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::time::UNIX_EPOCH;
-
-    use super::*;
-
-    fn manager(name: &str, heard_ms: Option<u64>) -> own::ManagerView {
-        own::ManagerView {
-            node_id: format!("id-{name}"),
-            hostname: name.to_owned(),
-            addresses: vec![format!("{name}:4242")],
-            voter: true,
-            answers: heard_ms.is_none(),
-            heard_ms,
-            behind: Some(0),
-        }
-    }
-
-    fn local() -> own::LocalStatusResponse {
-        own::LocalStatusResponse {
-            role: "manager".to_owned(),
-            manager_addr: "m1:4242".to_owned(),
-            certificate_ends: 100_000,
-            consensus: Some(own::ConsensusView {
-                managers: vec![
-                    manager("m1", None),
-                    manager("m2", Some(1)),
-                    manager("m3", Some(1)),
-                ],
-                ..Default::default()
-            }),
-            ..Default::default()
-        }
-    }
-
-    fn cluster(managers: Vec<own::ManagerView>) -> Cluster {
-        Cluster {
-            consensus: own::ConsensusView {
-                leader: "id-m1".to_owned(),
-                managers,
-                ..Default::default()
-            },
-            nodes: Vec::new(),
-            services: vec![("web".to_owned(), 3, 3)],
-        }
-    }
-
-    fn judged(local: own::LocalStatusResponse, cluster: Option<Result<Cluster, Error>>) -> Verdict {
-        let now = UNIX_EPOCH + Duration::from_secs(50_000);
-        Facts {
-            now,
-            local,
-            cluster,
-        }
-        .verdict()
-    }
-
-    #[track_caller]
-    fn says(verdict: &Verdict, level: Level, words: &str) {
-        let text = verdict.lines().join("\n");
-        assert_eq!(verdict.level, level, "{text}");
-        assert!(text.contains(words), "{text}");
-    }
-
-    #[test]
-    fn a_whole_cluster_is_healthy() {
-        let three = || {
-            vec![
-                manager("m1", None),
-                manager("m2", Some(50)),
-                manager("m3", Some(80)),
-            ]
-        };
-        let verdict = judged(local(), Some(Ok(cluster(three()))));
-        says(&verdict, Level::Healthy, "nothing to do");
-        assert!(verdict.end().is_ok());
-    }
-
-    #[test]
-    fn what_is_not_as_it_should_be_is_named_with_the_way_out() {
-        let lost = vec![
-            manager("m1", None),
-            manager("m2", Some(50)),
-            manager("m3", Some(60_000)),
-        ];
-        let verdict = judged(local(), Some(Ok(cluster(lost))));
-        says(
-            &verdict,
-            Level::Degraded,
-            "m3 (m3:4242). 2 of 3 must be up: none more may fail",
-        );
-        let two = vec![manager("m1", None), manager("m2", Some(50))];
-        says(
-            &judged(local(), Some(Ok(cluster(two)))),
-            Level::Degraded,
-            "A third lets one fail",
-        );
-        let mut short = cluster(vec![manager("m1", None)]);
-        short.services.push(("db".to_owned(), 1, 2));
-        says(
-            &judged(local(), Some(Ok(short))),
-            Level::Degraded,
-            "db (1/2)",
-        );
-        let node = pb::Node {
-            id: "n9".to_owned(),
-            ..Default::default()
-        };
-        let mut down = cluster(vec![manager("m1", None)]);
-        down.nodes.push(node);
-        says(
-            &judged(local(), Some(Ok(down))),
-            Level::Degraded,
-            "1 node not ready: n9",
-        );
-        let mut slow = cluster(vec![
-            manager("m1", None),
-            manager("m2", Some(5)),
-            manager("m3", Some(5)),
-        ]);
-        slow.consensus.managers[2].behind = Some(5000);
-        says(
-            &judged(local(), Some(Ok(slow))),
-            Level::Degraded,
-            "5000 log entries behind",
-        );
-        let mut ending = local();
-        ending.certificate_ends = 53_600;
-        let alone = || Some(Ok(cluster(vec![manager("m1", None)])));
-        says(
-            &judged(ending, alone()),
-            Level::Degraded,
-            "certificate ends in 1h",
-        );
-    }
-
-    #[test]
-    fn without_a_leader_it_says_who_is_missing() {
-        let refused = || Error::refused("ask the leader", tonic::Status::unavailable("no leader"));
-        let verdict = judged(local(), Some(Err(refused())));
-        says(&verdict, Level::Unavailable, "2 of 3 managers must be up");
-        says(&verdict, Level::Unavailable, "m2 (m2:4242), m3 (m3:4242)");
-        assert!(verdict.end().is_err());
-        let mut locked = local();
-        locked.locked = true;
-        says(&judged(locked, None), Level::Unavailable, "cluster unlock");
-        let mut fenced = local();
-        fenced.fenced = "the cluster was recovered without it".to_owned();
-        says(
-            &judged(fenced, None),
-            Level::Unavailable,
-            "recovered without it",
-        );
-    }
-}
+mod tests;

@@ -72,6 +72,14 @@ pub(super) async fn demote(session: &mut Session<'_>, flags: &DemoteNodes) -> Re
                 session.remark("going on, as --force says")?;
                 one(session, name, Wanted::Worker, Force::Yes).await
             }
+            // It waits to be one: meanwhile others may have gone down, without which it can't.
+            Err(already @ Error::Rejected { .. }) if flags.force => {
+                let node = resolve::node(&mut session.client, name).await?;
+                match node.manager_status {
+                    Some(_) => one(session, name, Wanted::Worker, Force::Yes).await,
+                    None => Err(already),
+                }
+            }
             changed => changed,
         };
         if let Some(line) = failures.note(changed) {

@@ -16,9 +16,11 @@ pub(super) async fn run(session: &mut Session<'_>, force: bool) -> Result<(), Er
     let tasks = format!("{tasks} task{} removed", if tasks == 1 { "" } else { "s" });
     session.print(&[format!("this node has left the cluster, {tasks}")])?;
     if !answer.acknowledged {
-        session.remark(
-            "no manager has acknowledged it: the node shows as DOWN until `swarmctl node rm` is run on a manager",
-        )?;
+        session.remark(&format!(
+            "no manager has acknowledged it: {}. The node shows as DOWN until `swarmctl node rm` is run on a manager; one \
+             that was a manager still counts as one until it is demoted",
+            answer.reason
+        ))?;
     }
     Ok(())
 }

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use agent_runtime::simulated::Reach;
 use swarm_proto::id::TaskId;
+use swarm_proto::pb;
 use swarm_proto::pb::TaskState;
 
 use super::bed::{Bed, eventually, names, task};
@@ -95,6 +96,39 @@ async fn a_cut_connection_changes_nothing_and_the_session_goes_on() {
         seen.sessions[1].description.as_ref().unwrap().hostname,
         "host"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_certificate_that_was_renewed_while_the_connection_was_cut_is_told() {
+    let mut bed = Bed::new();
+    let running = bed.start();
+    let feed = bed.accept_running(&[1]).await;
+    let info = |issuer: &[u8]| {
+        Some(pb::NodeTlsInfo {
+            cert_issuer_public_key: issuer.to_vec(),
+            ..Default::default()
+        })
+    };
+    // The session is gone on with where nothing is new, and is another one where something is.
+    for (count, tls, session) in [
+        (2, None, "session-1"),
+        (3, info(b"next"), ""),
+        (4, info(b"next"), "session-3"),
+    ] {
+        let mut status = running.agent.status();
+        status.wait_for(|s| s.manager_addr.is_some()).await.unwrap();
+        bed.wire.up.send_replace(false);
+        status.wait_for(|s| s.manager_addr.is_none()).await.unwrap();
+        bed.wire.tls.send_replace(tls.clone());
+        bed.wire.up.send_replace(true);
+        let seen = bed
+            .until("another session", |s| s.sessions.len() == count)
+            .await;
+        let last = &seen.sessions[count - 1];
+        assert_eq!(last.session_id, session);
+        assert_eq!(last.description.as_ref().unwrap().tls_info, tls);
+    }
+    drop(feed);
 }
 
 #[tokio::test(start_paused = true)]

@@ -170,6 +170,8 @@ pub(super) struct Wire {
     pub(super) accept: mpsc::Sender<Result<DuplexStream, std::io::Error>>,
     pub(super) up: Arc<watch::Sender<bool>>,
     pub(super) dialled: Arc<Mutex<Vec<String>>>,
+    /// Which certificate the node uses.
+    pub(super) tls: Arc<watch::Sender<Option<pb::NodeTlsInfo>>>,
 }
 
 #[tonic::async_trait]
@@ -206,11 +208,12 @@ impl Connect for Wire {
     }
 
     fn tls_info(&self) -> Option<pb::NodeTlsInfo> {
-        None
+        self.tls.borrow().clone()
     }
 
-    async fn tls_differs(&self, _: Option<&pb::NodeTlsInfo>) {
-        std::future::pending().await
+    async fn tls_differs(&self, from: Option<&pb::NodeTlsInfo>) {
+        let mut tls = self.tls.subscribe();
+        let _ = tls.wait_for(|now| now.as_ref() != from).await;
     }
 }
 
@@ -269,6 +272,7 @@ impl Bed {
                 accept,
                 up: Arc::new(watch::Sender::new(true)),
                 dialled: Arc::default(),
+                tls: Arc::default(),
             },
             seen,
             tasks,

@@ -202,7 +202,7 @@ async fn leaving_tells_the_managers_and_empties_the_node() {
     bed.accept(&tasks).await;
     bed.until_state(5, TaskState::Running).await;
     let left = running.agent.leave(false).await.unwrap();
-    assert_eq!((left.removed_tasks, left.acknowledged), (5, true));
+    assert_eq!((left.removed_tasks, left.untold), (5, None));
     assert!(bed.seen.borrow().left);
     assert!(bed.runtime.held().is_empty());
     assert_eq!(running.agent.status().borrow().tasks, 0);
@@ -232,7 +232,7 @@ async fn leaving_without_a_manager_takes_force() {
     );
     assert_eq!(bed.running(), names(&[1]));
     let left = running.agent.leave(true).await.unwrap();
-    assert_eq!((left.removed_tasks, left.acknowledged), (1, false));
+    assert_eq!((left.removed_tasks, left.untold.is_some()), (1, true));
     assert!(bed.runtime.held().is_empty());
     running.stop().await;
     assert!(bed.dir.path().join("worker/tasks.db").exists());

@@ -3,12 +3,15 @@
 use std::sync::Arc;
 
 use swarm_proto::cluster::ClusterSpec;
+use swarm_proto::external_ca::EXTERNAL_CAS_MAX;
+use swarm_proto::service::{FieldError, InvalidSpec};
 use swarm_proto::{pb, unserved};
 
 use super::error::Error;
 use super::filter::Common;
 use super::{ControlApi, root_ca, support, version_of};
 use crate::ca::root::RootDigest;
+use crate::ca::roots;
 use crate::ca::token::JoinToken;
 use crate::manager::autolock::{self, Rotate};
 use crate::manager::store::{Change, Cluster, State};
@@ -53,9 +56,9 @@ impl ControlApi {
         cluster.meta.version = expected;
         if let Some(spec) = request.spec {
             support::check_size("the cluster", &spec)?;
-            check_spec(&old, &spec)?;
+            check_spec(&spec)?;
             cluster.spec = spec;
-            root_ca::decide(&mut cluster, self.clock.now())?;
+            root_ca::decide(&mut cluster, &old, &self.signer, self.clock.now()).await?;
         }
         let rotation = request.rotation.unwrap_or_default();
         rotate_tokens(&mut cluster, &rotation)?;
@@ -124,16 +127,11 @@ fn decide_unlock_key(cluster: &mut Cluster, rotation: &pb::KeyRotation) -> Resul
 }
 
 /// All that is wrong with a new cluster spec, and what this version does not serve.
-fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
-    ClusterSpec::try_from(spec)?;
-    let external = |spec: &pb::ClusterSpec| {
-        let ca = spec.ca_config.clone();
-        ca.unwrap_or_default().external_cas
-    };
-    if external(&old.spec) != external(spec) {
-        return Err(Error::Unimplemented(
-            "cluster: this version does not use external CAs".to_owned(),
-        ));
+fn check_spec(spec: &pb::ClusterSpec) -> Result<(), Error> {
+    let external = external_faults(spec);
+    ClusterSpec::try_from(spec).map_err(|invalid| invalid.and(external.clone()))?;
+    if !external.is_empty() {
+        return Err(InvalidSpec(external).into());
     }
     let driver = spec
         .task_defaults
@@ -141,6 +139,23 @@ fn check_spec(old: &Cluster, spec: &pb::ClusterSpec) -> Result<(), Error> {
         .and_then(|d| d.log_driver.as_ref());
     let unserved = driver.map(|driver| unserved::log_driver("task_defaults.log_driver", driver));
     support::refuse("cluster", unserved.unwrap_or_default())
+}
+
+/// What is wrong with external CAs that only who reads certificates sees.
+fn external_faults(spec: &pb::ClusterSpec) -> Vec<FieldError> {
+    let external = spec.ca_config.iter().flat_map(|ca| &ca.external_cas);
+    let external = external.take(EXTERNAL_CAS_MAX).enumerate();
+    let fault = |(i, external): (usize, &pb::ExternalCa)| {
+        if external.ca_cert.is_empty() {
+            return None;
+        }
+        let reason = roots::authority(&external.ca_cert).err()?;
+        Some(FieldError {
+            field: format!("ca_config.external_cas[{i}].ca_cert"),
+            reason: reason.to_string(),
+        })
+    };
+    external.filter_map(fault).collect()
 }
 
 #[cfg(test)]
@@ -187,8 +202,24 @@ mod tests {
                 nanos: 0,
             }),
         });
-        let error = check_spec(&cluster(), &spec).unwrap_err().to_string();
-        for field in ["name: ", "node_cert_expiry", "heartbeat_period"] {
+        let external = |url: &str, cert: &str| pb::ExternalCa {
+            url: url.to_owned(),
+            ca_cert: cert.into(),
+            ..Default::default()
+        };
+        let config = spec.ca_config.get_or_insert_default();
+        config.external_cas = vec![
+            external("http://ca", ""),
+            external("https://ca", "no certificate"),
+        ];
+        let error = check_spec(&spec).unwrap_err().to_string();
+        for field in [
+            "name: ",
+            "node_cert_expiry",
+            "heartbeat_period",
+            "external_cas[0].url",
+            "external_cas[1].ca_cert: ",
+        ] {
             assert!(error.contains(field), "{error}");
         }
     }
@@ -212,11 +243,11 @@ mod tests {
     #[test]
     fn what_is_not_served_is_refused() {
         let mut spec = named();
-        assert!(check_spec(&cluster(), &spec).is_ok());
+        assert!(check_spec(&spec).is_ok());
         spec.encryption_config = Some(pb::EncryptionConfig {
             auto_lock_managers: true,
         });
-        assert!(check_spec(&cluster(), &spec).is_ok());
+        assert!(check_spec(&spec).is_ok());
         let mut spec = named();
         let driver = pb::Driver {
             name: "syslog".to_owned(),
@@ -225,7 +256,7 @@ mod tests {
         spec.task_defaults = Some(pb::TaskDefaults {
             log_driver: Some(driver),
         });
-        let error = check_spec(&cluster(), &spec).unwrap_err();
+        let error = check_spec(&spec).unwrap_err();
         let text = error.to_string();
         assert!(text.contains("task_defaults.log_driver.name: "), "{text}");
     }

@@ -15,6 +15,8 @@ mod service;
 mod support;
 mod task;
 #[cfg(test)]
+pub(in crate::manager) mod testing;
+#[cfg(test)]
 mod tests;
 pub(crate) mod watchapi;
 
@@ -26,6 +28,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::clock::Clock;
 use crate::manager::dispatcher::Dispatcher;
+use crate::manager::signer::Signer;
 use crate::manager::store::{Change, Rejected};
 use crate::manager::writer::Store;
 
@@ -45,6 +48,9 @@ pub trait Managers: Send + Sync + std::fmt::Debug {
 
     /// Those that vote and don't answer, with their numbers in consensus.
     fn dead(&self) -> Vec<(NodeId, u64)>;
+
+    /// Whether those are dead: who has just begun to lead has heard nobody yet.
+    fn knows_who_is_dead(&self) -> bool;
 }
 
 /// What tasks take of their nodes.
@@ -70,6 +76,7 @@ pub struct ControlApi {
     /// Asks registries; none leaves images as they are named.
     resolver: Option<Arc<dyn ImageResolver>>,
     usages: Option<Arc<dyn Usages>>,
+    signer: Signer,
 }
 
 impl ControlApi {
@@ -77,6 +84,7 @@ impl ControlApi {
     pub fn new(store: Store, clock: Clock, managers: Arc<dyn Managers>) -> Self {
         Self {
             store,
+            signer: Signer::new(Arc::default(), clock.clone()),
             clock,
             managers,
             watches: TaskTracker::new(),
@@ -101,6 +109,12 @@ impl ControlApi {
             usages: Some(usages),
             ..self
         }
+    }
+
+    /// The same, reaching external CAs as this manager.
+    #[must_use]
+    pub(crate) fn signing(self, signer: Signer) -> Self {
+        Self { signer, ..self }
     }
 
     /// The same, reading the state as it is here; it writes nothing.

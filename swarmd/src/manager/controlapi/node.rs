@@ -64,9 +64,9 @@ impl ControlApi {
         let spec = required(request.spec, "spec")?;
         support::check_size("the node", &spec)?;
         let spec = NodeSpec::try_from(spec)?;
-        let given_up = match self.check_role(id, spec.desired_role) {
+        let give_up = match self.check_role(id, spec.desired_role, request.force) {
             Ok(()) => Vec::new(),
-            Err(_) if request.force => self.managers.dead(),
+            Err(_) if request.force => self.give_up(id)?,
             Err(refused) => return Err(refused),
         };
         self.write(Change::UpdateNode {
@@ -77,32 +77,52 @@ impl ControlApi {
             membership: spec.membership,
             availability: spec.availability,
             addresses: spec.manager_addresses,
+            give_up,
         })
         .await?;
-        for (node, raft_id) in given_up.into_iter().filter(|(node, _)| *node != id) {
-            self.write(Change::SetRetirement {
-                node,
-                retirement: Some(Retirement {
-                    raft_id,
-                    at: self.store.time(&self.clock),
-                    reason: format!("it did not answer when node {id} was demoted with --force"),
-                    done: false,
-                }),
-            })
-            .await?;
-        }
         Ok(pb::UpdateNodeResponse {
             node: Some(self.node_wire(&self.store.view(), id)?),
         })
     }
 
-    /// A demotion must leave a majority. Whether it still does when its turn has come is asked again then.
-    fn check_role(&self, id: NodeId, desired: pb::NodeRole) -> Result<(), Error> {
+    /// Those that are given up as voters so that this one can go.
+    fn give_up(&self, id: NodeId) -> Result<Vec<(NodeId, Retirement)>, Error> {
+        if !self.managers.knows_who_is_dead() {
+            return Err(Error::FailedPrecondition(format!(
+                "node {id}: can't demote it by force now: the manager that leads has only just begun to, and does not know \
+                 yet which of the others are down; try again in some seconds"
+            )));
+        }
+        let dead = self.managers.dead().into_iter();
+        let others = dead.filter(|(node, _)| *node != id);
+        let at = self.store.time(&self.clock);
+        let each = others.map(|(node, raft_id)| {
+            let retirement = Retirement {
+                raft_id,
+                at,
+                reason: format!("it did not answer when node {id} was demoted with --force"),
+                done: false,
+                demoted: false,
+            };
+            (node, retirement)
+        });
+        let state = self.store.view();
+        // One that was demoted goes in its turn.
+        let manages = |node: &NodeId| {
+            let node = state.nodes.get(node);
+            node.is_some_and(|n| n.desired_role == pb::NodeRole::Manager)
+        };
+        Ok(each.filter(|(node, _)| manages(node)).collect())
+    }
+
+    /// A demotion must leave a majority. Whether it still does when its turn has come is asked again then; by force it can be
+    /// said again meanwhile.
+    fn check_role(&self, id: NodeId, desired: pb::NodeRole, again: bool) -> Result<(), Error> {
         let state = self.store.view();
         let Some(node) = state.nodes.get(&id) else {
             return Ok(());
         };
-        if node.desired_role == desired || desired == pb::NodeRole::Manager {
+        if (node.desired_role == desired && !again) || desired == pb::NodeRole::Manager {
             return Ok(());
         }
         let mut others = state.nodes.values().filter(|other| other.id != id);
@@ -145,7 +165,7 @@ impl ControlApi {
         let notes = state.cluster.as_ref().map(|cluster| &cluster.managers);
         let retired = notes.and_then(|notes| notes.get(&id)?.retired.as_ref());
         // One that was given up is a manager by name only.
-        let gone = retired.is_some_and(|retired| retired.done);
+        let gone = retired.is_some_and(|retired| retired.done && !retired.demoted);
         if member || (!gone && state.nodes.get(&id).is_some_and(wanted)) {
             return Err(Error::FailedPrecondition(format!(
                 "node {id} is a manager and a member of the Raft cluster; demote it to worker first"
@@ -157,7 +177,10 @@ impl ControlApi {
             .map(|c| c.node_cert_expiry())
             .unwrap_or_default();
         let now = self.store.time(&self.clock);
-        let refused_until = now.after(life).after(REFUSAL_GRACE);
+        // Its own may last longer than those that are issued now.
+        let ends = state.nodes.get(&id).and_then(|n| n.certificates_end());
+        let ends = ends.unwrap_or_default().max(now.after(life));
+        let refused_until = ends.after(REFUSAL_GRACE);
         self.write(Change::RemoveNode {
             id,
             force: request.force,

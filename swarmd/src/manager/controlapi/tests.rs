@@ -12,28 +12,12 @@ use swarm_proto::time::Timestamp;
 use tokio_stream::StreamExt as _;
 use tonic::{Code, Request};
 
-use super::{ControlApi, Managers};
+use super::ControlApi;
+use super::testing::NoManagers;
 use crate::clock::Clock;
 use crate::manager::store::testing::{node, spec};
 use crate::manager::store::{Change, Cluster, Meta};
 use crate::manager::writer::Store;
-
-#[derive(Debug)]
-struct NoManagers;
-
-impl Managers for NoManagers {
-    fn dead(&self) -> Vec<(NodeId, u64)> {
-        Vec::new()
-    }
-
-    fn status_of(&self, _: NodeId) -> Option<pb::ManagerStatus> {
-        None
-    }
-
-    fn may_go(&self, _: NodeId) -> Result<(), String> {
-        Ok(())
-    }
-}
 
 fn api() -> (ControlApi, Store) {
     let store = Store::in_memory();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use swarm_proto::id::{NodeId, TaskId};
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 use super::assignments;
 use crate::manager::store::Event;
@@ -24,6 +25,8 @@ pub(super) struct Pending {
     pub(super) tasks: BTreeSet<TaskId>,
     /// All tasks of the node.
     pub(super) everything: bool,
+    /// Since when there is something.
+    pub(super) since: Option<Instant>,
 }
 
 /// Where the router leaves word for one stream.
@@ -46,6 +49,7 @@ impl Mailbox {
 
     fn put(&self, tasks: &[TaskId]) {
         let mut pending = self.lock();
+        pending.since.get_or_insert_with(Instant::now);
         if !pending.everything {
             pending.tasks.extend(tasks);
         }
@@ -59,6 +63,7 @@ impl Mailbox {
 
     fn put_everything(&self) {
         let mut pending = self.lock();
+        pending.since.get_or_insert_with(Instant::now);
         pending.tasks.clear();
         pending.everything = true;
         drop(pending);

@@ -36,6 +36,16 @@ impl Term {
         session.map_err(|e| Status::invalid_argument(e.to_string()))
     }
 
+    /// Whether a node says nothing new of itself.
+    fn is_as_stored(&self, node: NodeId, says: Option<&pb::NodeDescription>) -> bool {
+        let state = self.store.view();
+        let stored = state
+            .nodes
+            .get(&node)
+            .and_then(|n| n.description.as_deref());
+        says.is_none_or(|says| stored == Some(says))
+    }
+
     /// The host of a manager's first address.
     fn address_of(&self, node: NodeId) -> Option<String> {
         let (managers, id) = (self.managers.borrow(), node.to_string());
@@ -128,9 +138,17 @@ impl Rpc for Dispatcher {
                 false => ip.to_string(),
             }
         });
-        let request = request.into_inner();
-        // A node that lost its connection only goes on with the session it has.
+        let shown = Caller::of(&request)?.node()?.not_after;
+        let mut request = request.into_inner();
+        let says = request.description.as_mut();
+        if let Some(tls) = says.and_then(|says| says.tls_info.as_mut()) {
+            // The CA has to know whether the node uses the certificate that it was issued last.
+            tls.shown_not_after = shown.to_wire();
+        }
+        // A node that lost its connection only goes on with the session it has. One that is not what it was registers:
+        // what it says of itself now has to be written.
         let known = term.session_of(node, &request.session_id).ok();
+        let known = known.filter(|_| term.is_as_stored(node, request.description.as_ref()));
         let session = match known {
             Some(session) => session,
             None => term.register(node, addr, request.description).await?,
@@ -178,6 +196,7 @@ impl Rpc for Dispatcher {
             status::Refusal::State { .. } => Status::invalid_argument(refusal.to_string()),
         })?;
         if !reports.is_empty() {
+            let _timed = term.store.latencies().status.timed();
             let written = term.statuses.write(node, reports).await;
             written.map_err(Error::from)?;
         }

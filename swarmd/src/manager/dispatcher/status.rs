@@ -271,14 +271,41 @@ impl Batch {
         });
     }
 
+    /// The tasks that run from now on, with when each was made.
+    fn starting(&self, state: &State) -> BTreeMap<TaskId, Timestamp> {
+        let reports = self.changes.iter().filter_map(|change| {
+            let Change::ReportStatus { reports, .. } = change else {
+                return None;
+            };
+            Some(reports)
+        });
+        let running = reports
+            .flatten()
+            .filter(|report| report.state == TaskState::Running);
+        let tasks = running.filter_map(|report| state.tasks.get(&report.task));
+        tasks
+            .filter(|task| task.status.state < TaskState::Running)
+            .map(|task| (task.id, task.meta.created_at))
+            .collect()
+    }
+
     async fn write(self, store: &Store, clock: &Clock) {
+        let starting = self.starting(&store.view());
         // A report that does not hold any more is dropped by apply; only the write itself can fail.
         let written = store
             .write(store.time(clock), self.changes)
             .await
             .map(|_| ());
-        if let Err(error) = &written {
-            tracing::debug!(%error, reports = self.reports, "task statuses are not written");
+        match &written {
+            Ok(()) => {
+                let now = store.time(clock);
+                for made in starting.into_values() {
+                    store.latencies().scheduling.record(now.since(made));
+                }
+            }
+            Err(error) => {
+                tracing::debug!(%error, reports = self.reports, "task statuses are not written");
+            }
         }
         for done in self.done {
             // A node that went away meanwhile reports again when it is back.

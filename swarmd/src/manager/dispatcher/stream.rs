@@ -13,6 +13,7 @@ use swarm_proto::id::{NodeId, TaskId};
 use swarm_proto::pb;
 use swarm_proto::pb::assignments_message::Type;
 use tokio::sync::watch;
+use tokio::time::Instant;
 use tonic::Status;
 
 use super::Term;
@@ -57,6 +58,7 @@ pub(super) fn assignments(
         registration,
         sent: Sent::default(),
         todo,
+        since: None,
         phase: Phase::Complete(parts),
         sequence: 0,
     };
@@ -84,6 +86,8 @@ struct Assignments {
     sent: Sent,
     /// What has to be looked at.
     todo: BTreeSet<TaskId>,
+    /// Since when, where that is because of commits.
+    since: Option<Instant>,
     phase: Phase,
     sequence: u64,
 }
@@ -115,17 +119,29 @@ impl Assignments {
         let state = self.term.store.view();
         let pending = self.registration.mailbox.take();
         self.todo.extend(pending.tasks);
+        self.since = self.since.or(pending.since);
         if pending.everything {
             self.todo.extend(self.sent.candidates(&state, self.node));
         }
         loop {
             let changes = self.part(&state, PART_BYTES);
             if !changes.is_empty() {
+                self.taken();
                 return Some(self.message(Type::Incremental, changes));
             }
             if self.todo.is_empty() {
+                // Nothing of it concerned this node.
+                self.since = None;
                 return None;
             }
+        }
+    }
+
+    /// The connection takes news: with the last of them, counts how long that took.
+    fn taken(&mut self) {
+        if let Some(since) = self.since.take_if(|_| self.todo.is_empty()) {
+            let latencies = self.term.store.latencies();
+            latencies.assignment.record(since.elapsed());
         }
     }
 

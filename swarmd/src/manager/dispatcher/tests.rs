@@ -320,6 +320,7 @@ async fn a_session_makes_a_node_ready_and_hears_of_changes() {
         membership: pb::node_spec::Membership::Accepted,
         availability: pb::node_spec::Availability::Drain,
         addresses: Vec::new(),
+        give_up: Vec::new(),
     };
     bed.write(vec![change]).await;
     let message = stream.message().await.unwrap().unwrap();
@@ -379,6 +380,34 @@ async fn registering_too_often_is_refused() {
     };
     let mut stream = bed.client(N1).session(resumed).await.unwrap().into_inner();
     assert_eq!(stream.message().await.unwrap().unwrap().session_id, id);
+}
+
+#[tokio::test]
+async fn what_a_node_says_anew_is_stored_also_with_the_session_it_had() {
+    let bed = Bed::new().await;
+    bed.add_node(N1).await;
+    let (id, mut stream) = bed.session(N1).await;
+    let resume = async |hostname: &str| {
+        let request = pb::SessionRequest {
+            description: Some(pb::NodeDescription {
+                hostname: hostname.to_owned(),
+                ..Default::default()
+            }),
+            session_id: id.clone(),
+        };
+        let answer = bed.client(N1).session(request).await.unwrap();
+        let mut stream = answer.into_inner();
+        let first = stream.message().await.unwrap().unwrap();
+        (first.session_id, stream)
+    };
+    let (same, _kept) = resume("host").await;
+    assert_eq!(same, id);
+    let (new, _kept) = resume("other").await;
+    assert_ne!(new, id);
+    let stored = Arc::clone(&bed.store.view().nodes[&N1]);
+    assert_eq!(stored.description.as_ref().unwrap().hostname, "other");
+    let ended = stream.message().await.unwrap_err();
+    assert_eq!(ended.code(), Code::Aborted);
 }
 
 #[tokio::test]

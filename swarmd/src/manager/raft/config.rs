@@ -47,6 +47,13 @@ pub struct Timing {
     pub election_ticks: u32,
 }
 
+impl Timing {
+    /// Without a sign of life of the leader an election begins after this at the latest.
+    pub(crate) fn election(&self) -> Duration {
+        self.tick * self.election_ticks
+    }
+}
+
 impl Default for Timing {
     fn default() -> Self {
         Self {

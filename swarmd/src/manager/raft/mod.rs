@@ -38,6 +38,7 @@ mod network;
 mod node;
 mod offline;
 mod propose;
+mod quiet;
 mod rebuild;
 mod rotation;
 mod runtime;
@@ -64,6 +65,7 @@ pub(crate) use former::{Former, left_behind, read as read_former, write as write
 pub use gate::Fenced;
 pub(crate) use gate::{Gate, Sender, put as put_epoch};
 pub use membership::{Membership, MembershipError};
+pub(crate) use node::RaftLatencies;
 pub use node::{RaftNode, Start, StartError};
 pub(crate) use offline::{Kind, Offline, Survey, Surveyed, SurveyedEntry};
 pub use propose::{MAX_COMMAND, ProposeError, Proposed, Proposer, TARGET_COMMAND};

@@ -27,6 +27,7 @@ use swarm_proto::own::raft_client::RaftClient;
 use tonic::service::interceptor::InterceptedService;
 
 use super::dial::{Dialer, Line};
+use super::freshness::Freshness;
 use super::gate::{Gate, Stamp};
 use super::snapshot::SnapshotFile;
 use super::transfer;
@@ -42,6 +43,8 @@ const STREAM_SETUP: Duration = Duration::from_secs(1);
 /// Replication streams are silent when there is nothing to send; a response that was asked for is
 /// due within this time. Followers flush before they answer, and a disk may stall.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(5);
+/// How long a call takes to fail that a silent leader does not make.
+const SILENT_PAUSE: Duration = Duration::from_millis(100);
 /// Timeouts in a row after which the connection is given up. One alone means a slow peer, and a new
 /// connection would only be slower.
 const TIMEOUTS: u32 = 3;
@@ -55,6 +58,7 @@ pub(crate) struct Network {
     dialer: Arc<dyn Dialer>,
     gate: Arc<Gate>,
     whereabouts: Arc<Whereabouts>,
+    freshness: Arc<Freshness>,
 }
 
 impl Network {
@@ -63,12 +67,14 @@ impl Network {
         dialer: Arc<dyn Dialer>,
         gate: Arc<Gate>,
         whereabouts: Arc<Whereabouts>,
+        freshness: Arc<Freshness>,
     ) -> Self {
         Self {
             id,
             dialer,
             gate,
             whereabouts,
+            freshness,
         }
     }
 }
@@ -87,6 +93,7 @@ impl RaftNetworkFactory<Types> for Network {
             dialer: Arc::clone(&self.dialer),
             gate: Arc::clone(&self.gate),
             whereabouts: Arc::clone(&self.whereabouts),
+            freshness: Arc::clone(&self.freshness),
             open: None,
             timeouts: 0,
         }
@@ -101,6 +108,7 @@ pub(crate) struct Peer {
     dialer: Arc<dyn Dialer>,
     gate: Arc<Gate>,
     whereabouts: Arc<Whereabouts>,
+    freshness: Arc<Freshness>,
     open: Option<Open>,
     timeouts: u32,
 }
@@ -219,13 +227,22 @@ impl Peer {
     where
         S: Stream<Item = AppendEntriesRequest<Types>> + OptionalSend + Unpin + 'static,
     {
+        if self.freshness.is_silent() {
+            // openraft asks again at once, however often.
+            tokio::time::sleep(SILENT_PAUSE).await;
+            return Err(unreachable(
+                "no majority answers this leader: it is silent for a moment, so that another one can be elected",
+            ));
+        }
         let mut client = self.client()?;
         let target = self.target;
         let sent = Arc::new(AtomicU64::new(0));
-        let count = Arc::clone(&sent);
+        let (count, freshness) = (Arc::clone(&sent), Arc::clone(&self.freshness));
         let requests = input.map(move |request| {
             count.fetch_add(1, Ordering::Relaxed);
-            wire::append_request(target, &request)
+            let mut request = wire::append_request(target, &request);
+            request.agreement = freshness.agreement(target);
+            request
         });
         let action = RPCTypes::AppendEntries;
         let call = async move { client.append(requests).await };
@@ -234,6 +251,8 @@ impl Peer {
             sent,
             received: 0,
             gate: Arc::clone(&self.gate),
+            target,
+            freshness: Arc::clone(&self.freshness),
             error: self.timeout(action, RESPONSE_LIMIT),
         };
         Ok(Box::pin(futures::stream::unfold(
@@ -253,6 +272,8 @@ struct Late {
     sent: Arc<AtomicU64>,
     received: u64,
     gate: Arc<Gate>,
+    target: RaftId,
+    freshness: Arc<Freshness>,
     error: RpcError,
 }
 
@@ -268,6 +289,9 @@ impl Late {
                 Ok(None) => return None,
                 Ok(Some(Ok(response))) => {
                     self.received += 1;
+                    if let Some(mark) = response.mark {
+                        self.freshness.marked(self.target, mark);
+                    }
                     return Some(wire::parse_append_response(response).map_err(network));
                 }
                 Ok(Some(Err(status))) => {

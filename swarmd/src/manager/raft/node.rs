@@ -13,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use super::config::{ConfigError, RaftConfig};
 use super::dial::Dialer;
 use super::dir::RaftDir;
+use super::encryption::random;
 use super::epoch::Epoch;
 use super::error::StorageError;
 use super::freshness::Freshness;
@@ -28,6 +29,7 @@ use super::state_machine::{Machine, Published, StateMachine};
 use super::status::{self, Leadership, RaftStatus, watch_leadership};
 use super::types::{Member, RaftId, Types};
 use super::whereabouts::Whereabouts;
+use crate::latency::Histogram;
 use crate::process;
 
 /// What to do when there is no state on disk.
@@ -37,6 +39,15 @@ pub enum Start {
     Found,
     /// Wait until a leader adds this member.
     Join,
+}
+
+/// How long consensus takes.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct RaftLatencies {
+    /// A proposal, until it is applied here or has failed.
+    pub(crate) transaction: Arc<Histogram>,
+    /// Making a snapshot of the state, until it is in place.
+    pub(crate) snapshot: Arc<Histogram>,
 }
 
 /// Why consensus didn't start.
@@ -87,6 +98,7 @@ impl<M: Machine> RaftNode<M> {
         let settings = Arc::new(config.openraft()?);
         let (disk, state_dir) = (config.disk.clone(), config.state_dir.clone());
         let (new, seal) = (config.id, config.seal.clone());
+        let election = config.timing.election();
         let opening = process::blocking(move || RaftDir::open(&disk, (&state_dir, seal), new));
         let dir = opening.await.map_err(raft_error)??;
         let (id, gate) = (dir.id, dir.gate);
@@ -106,9 +118,12 @@ impl<M: Machine> RaftNode<M> {
         let state_machine = StateMachine::new(machine, dir.snapshots, bytes, Arc::clone(&wanted));
         let published = state_machine.published();
         let whereabouts = Whereabouts::new(config.says);
-        let network = Network::new(id, dialer, Arc::clone(&gate), Arc::clone(&whereabouts));
+        let freshness = Arc::new(Freshness::new(boot()?, election));
+        let (epochs, places) = (Arc::clone(&gate), Arc::clone(&whereabouts));
+        let network = Network::new(id, dialer, epochs, places, Arc::clone(&freshness));
         let raft = Raft::new(id, settings, network, dir.log, state_machine).await;
         let raft = raft.map_err(raft_error)?;
+        freshness.follow(raft.metrics());
         let (leadership, leader) = watch::channel(Leadership::None);
         let mut node = Self {
             proposer: Proposer::new(raft.clone(), leader, published.clone()),
@@ -117,7 +132,7 @@ impl<M: Machine> RaftNode<M> {
             snapshots,
             keys,
             gate,
-            freshness: Arc::default(),
+            freshness,
             whereabouts,
             closer,
             stop: CancellationToken::new(),
@@ -221,6 +236,14 @@ impl<M: Machine> RaftNode<M> {
         Membership::new(self.raft.clone(), Arc::clone(&self.freshness))
     }
 
+    /// How long consensus takes.
+    pub(crate) fn latencies(&self) -> RaftLatencies {
+        RaftLatencies {
+            transaction: self.proposer.took(),
+            snapshot: self.snapshots.built(),
+        }
+    }
+
     /// What its files are sealed by.
     pub(crate) fn keys(&self) -> RaftKeys {
         self.keys.clone()
@@ -281,6 +304,14 @@ async fn stop_fenced<M: Machine>(raft: Raft<Types, StateMachine<M>>, gate: Arc<G
     if let Err(error) = raft.shutdown().await {
         tracing::warn!(?error, "raft ended badly");
     }
+}
+
+/// A number that no other start of a member has.
+fn boot() -> Result<u64, StorageError> {
+    let bytes = random()?;
+    Ok(bytes
+        .iter()
+        .fold(0, |all, byte| all << 8 | u64::from(*byte)))
 }
 
 fn raft_error(error: impl std::fmt::Display) -> StartError {

@@ -19,6 +19,7 @@ use tokio::time::{Instant, timeout};
 use super::state_machine::{Machine, Published, StateMachine};
 use super::status::Leadership;
 use super::types::{Command, Member, RaftId, Types};
+use crate::latency::Histogram;
 
 /// Largest command, bytes. An entry must fit a replication message and one transaction with room.
 pub const MAX_COMMAND: usize = 4 << 20;
@@ -102,6 +103,8 @@ pub enum ProposeError {
 pub struct Proposer<M: Machine> {
     raft: Raft<Types, StateMachine<M>>,
     room: Arc<Room>,
+    /// How long proposals take.
+    took: Arc<Histogram>,
     leadership: watch::Receiver<Leadership>,
     published: watch::Receiver<Published<M::View>>,
 }
@@ -123,9 +126,15 @@ impl<M: Machine> Proposer<M> {
                 count: Semaphore::new(MAX_PROPOSALS),
                 bytes: Semaphore::new(MAX_BYTE_UNITS),
             }),
+            took: Arc::default(),
             leadership,
             published,
         }
+    }
+
+    /// How long proposals take, those that fail included.
+    pub(crate) fn took(&self) -> Arc<Histogram> {
+        Arc::clone(&self.took)
     }
 
     /// Proposes a command and waits until it is applied here.
@@ -136,6 +145,7 @@ impl<M: Machine> Proposer<M> {
     /// See [`ProposeError`]. Only after [`ProposeError::OutcomeUnknown`] may the command have been
     /// applied.
     pub async fn propose(&self, command: Command) -> Result<Proposed<M::Outcome>, ProposeError> {
+        let _timed = self.took.timed();
         let size = command.bytes().len();
         if size > MAX_COMMAND {
             return Err(ProposeError::TooLarge {
@@ -279,6 +289,7 @@ impl<M: Machine> Clone for Proposer<M> {
         Self {
             raft: self.raft.clone(),
             room: Arc::clone(&self.room),
+            took: Arc::clone(&self.took),
             leadership: self.leadership.clone(),
             published: self.published.clone(),
         }

@@ -5,6 +5,7 @@
 //! raft.recovered    complete and durable; renamed to raft as the last step
 //! raft.before-…     the directory that was replaced, kept until a start without --force-new-cluster succeeds, or the
 //!                   recovered cluster has its managers locked by another key
+//! raft.retired      of a member that is one no more, where its removal was cut off; a start removes it
 //! ```
 //!
 //! A power cut leaves the old directory in place, or the new one, or, between the two last renames, none and a complete
@@ -34,6 +35,7 @@ use super::types::{
 };
 use super::wire;
 use crate::seal::Seal;
+use crate::state_dir::RETIRED;
 
 type LeaderId = openraft::alias::LeaderIdOf<Types>;
 
@@ -197,6 +199,7 @@ pub(crate) fn put_in_place(
 pub(crate) fn settle(state_dir: &Path) -> Result<(), StorageError> {
     let (dir, recovered) = (state_dir.join(DIR), state_dir.join(RECOVERED));
     remove_dir(&state_dir.join(UNFINISHED))?;
+    remove_dir(&state_dir.join(RETIRED))?;
     if !recovered.exists() {
         return Ok(());
     }
@@ -214,12 +217,12 @@ pub(crate) fn is_forced(state_dir: &Path) -> bool {
     state_dir.join(DIR).join(FORCED).exists()
 }
 
-/// The directories that recoveries have replaced.
+/// The directories that have been replaced: by recoveries, and of a member that is one no more.
 pub(crate) fn kept(state_dir: &Path) -> Result<Vec<PathBuf>, StorageError> {
     let mut all = Disk::Real.list(state_dir)?.unwrap_or_default();
     all.retain(|path| {
         let name = path.file_name().and_then(|name| name.to_str());
-        name.is_some_and(|name| name.starts_with(BEFORE))
+        name.is_some_and(|name| name.starts_with(BEFORE) || name == RETIRED)
     });
     Ok(all)
 }
@@ -230,7 +233,7 @@ pub(crate) fn forget(state_dir: &Path) -> Result<(), StorageError> {
     forget_replaced(state_dir).map(drop)
 }
 
-/// Removes the directories that recoveries have replaced; returns how many. Their keys lie in them as they did at that
+/// Removes the directories that have been replaced; returns how many. Their keys lie in them as they did at that
 /// time, so they must not stay where files are locked, or the unlock key is replaced.
 pub(crate) fn forget_replaced(state_dir: &Path) -> Result<usize, StorageError> {
     let kept = kept(state_dir)?;

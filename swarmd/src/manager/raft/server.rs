@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use futures::{Stream, StreamExt as _};
 use openraft::Raft;
-use openraft::async_runtime::WatchReceiver as _;
-use openraft::raft::{AppendEntriesRequest, VoteRequest};
+use openraft::raft::VoteRequest;
 use swarm_proto::own;
 use swarm_proto::own::raft_server;
 use swarm_proto::own::raft_snapshot_chunk::Part;
@@ -20,7 +19,7 @@ use super::network::MAX_MESSAGE;
 use super::snapshot::SnapshotStore;
 use super::state_machine::{Machine, StateMachine};
 use super::transfer;
-use super::types::{LogId, RaftId, Snapshot, Types};
+use super::types::{RaftId, Snapshot, Types};
 use super::whereabouts::Whereabouts;
 use super::wire::{self, WireError};
 use crate::manager::authorize::{Caller, Who};
@@ -133,19 +132,17 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
         }
         let remote = remote(&requests);
         // A bad request ends the stream, as a lost connection does; why goes to the log.
+        let freshness = Arc::clone(&self.freshness);
         let requests = requests.into_inner().map(move |request| {
             let request = request?;
             check_target(request.to, id)?;
             // Each: fenced meanwhile, this member takes no more.
             gate.admit(&call, Sender::Leader)?;
-            wire::parse_append_request(request).map_err(invalid)
+            let agreement = request.agreement;
+            let request = wire::parse_append_request(request).map_err(invalid)?;
+            freshness.heard(&request.vote, agreement.as_ref());
+            Ok::<_, Status>(request)
         });
-        let (freshness, metrics) = (Arc::clone(&self.freshness), self.raft.metrics());
-        let heard = move |request: &AppendEntriesRequest<Types>| {
-            let applied = metrics.borrow_watched().last_applied;
-            let index = |id: Option<LogId>| id.map_or(0, |id| id.index);
-            freshness.heard(index(request.leader_commit), index(applied));
-        };
         let requests = requests
             .take_while(|request| {
                 let refused = request.as_ref().err();
@@ -154,12 +151,13 @@ impl<M: Machine> raft_server::Raft for RaftService<M> {
                 }
                 std::future::ready(refused.is_none())
             })
-            .filter_map(|request| std::future::ready(request.ok()))
-            .inspect(heard);
-        let responses = self
-            .raft
-            .stream_append(requests)
-            .map(|result| result.map(wire::append_response).map_err(stopped));
+            .filter_map(|request| std::future::ready(request.ok()));
+        let freshness = Arc::clone(&self.freshness);
+        let responses = self.raft.stream_append(requests).map(move |result| {
+            let mut response = wire::append_response(result.map_err(stopped)?);
+            response.mark = Some(freshness.mark());
+            Ok(response)
+        });
         let responses: Self::AppendStream = Box::pin(responses);
         Ok(self.answer(responses, remote))
     }

@@ -16,6 +16,7 @@ use super::encryption::{Dek, DekRing};
 use super::error::StorageError;
 use super::snapshot_file::{SnapshotReader, SnapshotWriter};
 use super::types::{Snapshot, SnapshotMeta};
+use crate::latency::Histogram;
 use crate::process;
 
 pub(crate) const SUFFIX: &str = "snap";
@@ -34,6 +35,8 @@ pub(crate) struct SnapshotStore {
     temporaries: AtomicU64,
     /// Held by work on the files; all of it by who closes.
     busy: Arc<Semaphore>,
+    /// How long it takes to make one of the state.
+    built: Arc<Histogram>,
 }
 
 /// A snapshot on disk; a handle, cheap to clone.
@@ -86,6 +89,7 @@ impl SnapshotStore {
             current: Mutex::new(None),
             temporaries: AtomicU64::new(0),
             busy: Arc::new(Semaphore::new(MAX_WORK)),
+            built: Arc::default(),
         };
         // Names sort by index.
         if let Some(newest) = snapshots.pop() {
@@ -103,6 +107,11 @@ impl SnapshotStore {
             }
         }
         Ok(store)
+    }
+
+    /// How long it takes to make a snapshot of the state.
+    pub(crate) fn built(&self) -> Arc<Histogram> {
+        Arc::clone(&self.built)
     }
 
     /// Works on the files on a blocking thread.

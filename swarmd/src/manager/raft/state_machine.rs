@@ -248,7 +248,9 @@ impl<M: Machine> RaftSnapshotBuilder<Types> for Builder<M> {
 
     async fn build_snapshot(&mut self) -> io::Result<Snapshot> {
         let (meta, view) = (self.meta.clone(), self.view.clone());
+        let took = self.snapshots.built();
         let build = move |snapshots: &SnapshotStore| -> io::Result<Snapshot> {
+            let _timed = took.timed();
             let mut writer = snapshots.create(&meta)?;
             let path = writer.path().to_owned();
             let written = M::write_snapshot(&view, &mut writer);

@@ -62,6 +62,28 @@ pub struct RaftStatus {
     pub members: BTreeMap<RaftId, MemberStatus>,
     /// Who the members are is there to stay, as far as this manager knows: a majority has it.
     pub settled: bool,
+    /// The sets of voters, where a change stopped half-way: each of them has to agree to everything. Empty where there is
+    /// one set, as there always is but where an earlier version left a change undone.
+    pub joint: Vec<BTreeSet<RaftId>>,
+    /// The entry that says who the members are; what is decided from them holds only while it is the last such entry.
+    pub(crate) membership: Option<LogId>,
+}
+
+impl RaftStatus {
+    /// Whether this member votes, and that is there to stay.
+    pub fn votes(&self, id: RaftId) -> bool {
+        let voter = self.members.get(&id).is_some_and(|member| member.voter);
+        voter && self.settled && self.joint.is_empty()
+    }
+
+    /// The sets of voters of which a majority each has to agree; one but where a change is half-way.
+    pub fn configs(&self) -> Vec<BTreeSet<RaftId>> {
+        if !self.joint.is_empty() {
+            return self.joint.clone();
+        }
+        let voters = self.members.iter().filter(|(_, member)| member.voter);
+        vec![voters.map(|(id, _)| *id).collect()]
+    }
 }
 
 /// A member as this manager sees it.
@@ -90,6 +112,8 @@ impl RaftStatus {
             snapshot: 0,
             purged: 0,
             settled: true,
+            joint: Vec::new(),
+            membership: None,
             members,
         }
     }
@@ -120,6 +144,11 @@ pub(crate) fn read<M: Machine>(raft: &Raft<Types, StateMachine<M>>) -> RaftStatu
     });
     RaftStatus {
         settled: *membership.log_id() <= metrics.last_applied,
+        joint: match membership.membership().get_joint_config() {
+            joint if joint.len() > 1 => joint.clone(),
+            _one => Vec::new(),
+        },
+        membership: *membership.log_id(),
         id: metrics.id,
         term: metrics.current_term,
         leader: metrics.current_leader,

@@ -11,7 +11,8 @@
 //!   the member (see [`super::Dialer`]). A wrong hint costs a try.
 //! - Hints come before the membership's addresses, and both are tried in turn. They are kept in memory only: the leader
 //!   brings the membership in line with them.
-//! - Hearsay is not passed on, so that an address that was given up dies out, and yields to a member's own word.
+//! - Hearsay is not passed on, so that an address that was given up dies out, and yields to a member's own word; that one
+//!   counts until the member does not answer there.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, SocketAddr};
@@ -53,7 +54,7 @@ struct State {
 pub(crate) struct Heard {
     /// Where it is, best first.
     pub(crate) addresses: Vec<String>,
-    /// From the member itself, or where it was met; not by another's word.
+    /// From the member itself, or where it was met, and it has not failed to answer there since; not by another's word.
     pub(crate) itself: bool,
     /// It says "where I call from": more is not known of it.
     pub(crate) observed: bool,
@@ -154,6 +155,12 @@ impl Whereabouts {
     /// It did not answer there: the next address is the one to try.
     pub(crate) fn failed(&self, member: &Member, address: &str) {
         let mut state = self.state();
+        // What it said of itself does not hold any more, and yields to what others say.
+        if let Some(heard) = state.heard.get_mut(&member.node_id)
+            && heard.addresses.iter().any(|known| known == address)
+        {
+            heard.itself = false;
+        }
         let all = state.addresses(member);
         let now = state.at.get(&member.node_id).or(all.first());
         if now.is_some_and(|now| now != address) {
@@ -448,6 +455,30 @@ mod tests {
         b.answered(&answer, &then[0], "a:2");
         assert_eq!(b.next(&then[1]).as_deref(), Some("c:2"));
         assert_eq!(b.next(&then[0]).as_deref(), Some("a:2"));
+    }
+
+    #[test]
+    fn what_a_member_said_long_ago_yields_once_it_does_not_answer_there() {
+        let c = member("c", &["c:1"]);
+        let b = of_members("b:1", &[member("a", &["a:1"]), c.clone()]);
+        b.met("c", "c:2");
+        let mut call = MetadataMap::new();
+        let a = of_members("a:1", std::slice::from_ref(&c));
+        a.met("c", "c:3");
+        a.put(&mut call);
+        // Both have moved since, and a has met both.
+        b.called(&call, "a", FROM);
+        assert_eq!(b.next(&c).as_deref(), Some("c:2"));
+        b.failed(&c, "c:1");
+        b.called(&call, "a", FROM);
+        assert_eq!(b.next(&c).as_deref(), Some("c:2"), "that was elsewhere");
+        b.failed(&c, "c:2");
+        b.called(&call, "a", FROM);
+        assert_eq!(b.next(&c).as_deref(), Some("c:3"));
+        // Nor does it pass on what it knows no better.
+        let mut onwards = MetadataMap::new();
+        b.put(&mut onwards);
+        assert_eq!(text(&onwards, ELSEWHERE), None);
     }
 
     #[test]

@@ -174,6 +174,7 @@ pub(crate) fn append_request(
         prev: request.prev_log_id.as_ref().map(log_id),
         entries: request.entries.iter().map(entry).collect(),
         leader_commit: request.leader_commit.as_ref().map(log_id),
+        agreement: None,
     }
 }
 
@@ -203,6 +204,7 @@ pub(crate) fn append_response(result: StreamAppendResult<Types>) -> own::RaftApp
     };
     own::RaftAppendResponse {
         result: Some(result),
+        mark: None,
     }
 }
 

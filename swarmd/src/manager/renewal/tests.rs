@@ -19,10 +19,11 @@ fn id(name: &str) -> NodeId {
     NodeId::from_raw(name.bytes().fold(0, |raw, b| raw << 8 | u128::from(b)))
 }
 
-/// In turn: where the root stands, then the nodes.
+/// In turn: where the root stands, and whether an external CA signs under it; then the nodes.
 ///
 /// - `down`: can't be asked; `old-version`: nothing is known of its certificate.
 /// - `root1`, `root2`: has been issued, uses and trusts root 1 or 2 (otherwise root 0).
+/// - `turned2`: has been issued root 2, after what it says that it uses.
 /// - `silent1`: has been issued root 1 and does not use it; `untrusting1`: uses it and trusts root 0 alone.
 /// - `asked`: now, and has not renewed; `done-ago=2`: was asked so many seconds ago, and has.
 /// - `long`: its certificate is valid for longer than is wanted now; `joined-ago=10`: seconds.
@@ -49,8 +50,18 @@ fn state(root: &str, nodes: &str) -> State {
             join_tokens: tokens("1"),
             ..Default::default()
         }),
+        "rests-external" => None,
         _ => panic!("{root}"),
     };
+    if root == "rests-external" {
+        let external = pb::ExternalCa {
+            url: "https://ca".to_owned(),
+            ca_cert: pem(0),
+            ..Default::default()
+        };
+        let config = cluster.spec.ca_config.get_or_insert_default();
+        config.external_cas.push(external);
+    }
     let mut changes = vec![Change::CreateCluster(Arc::new(cluster))];
     changes.extend(nodes.split(' ').filter(|n| !n.is_empty()).map(node));
     let mut state = State::default();
@@ -83,6 +94,7 @@ fn node(text: &str) -> Change {
             "old-version" => known = false,
             "root1" => (issued, used, trusted) = (1, 1, vec![0, 1]),
             "root2" => (issued, used, trusted) = (2, 2, vec![0, 2]),
+            "turned2" => issued = 2,
             "silent1" => issued = 1,
             "untrusting1" => (issued, used) = (1, 1),
             "asked" => (asked, stage) = (Some(seconds), Stage::Rotate),
@@ -112,6 +124,7 @@ fn node(text: &str) -> Change {
         tls_info: Some(pb::NodeTlsInfo {
             trust_root: trusted.into_iter().flat_map(pem).collect(),
             cert_issuer_public_key: key(used),
+            cert_issuer_subject: Reported::of(&pem(used)).unwrap().subject,
             ..Default::default()
         }),
         ..Default::default()
@@ -199,6 +212,12 @@ fn what_was_issued_is_waited_for_and_asked_for_again() {
 }
 
 #[test]
+fn an_external_ca_decides_how_long_certificates_last() {
+    check("rests", "a(long)", "ask a");
+    check("rests-external", "a(long)", "");
+}
+
+#[test]
 fn a_shorter_life_counts_for_the_certificates_that_are_there() {
     check("rests", "a(long) b", "ask a");
     check("rests", "a(long,down)", "");
@@ -228,6 +247,9 @@ fn some_at_a_time() {
 fn it_is_over_when_every_node_uses_and_trusts_the_new_root() {
     check("to1", "a(root1) b(root1,down)", "over");
     check("to1", "a(root1) b(root1,long)", "over, ask b");
+    // The change went another way for a while, and has come back: what b was issued then it may use now.
+    check("to1", "a(root1) b(root1,turned2,down)", "1 left");
+    check("to1", "a(root1) b(root1,turned2)", "ask b, 1 left");
     let mut state = state("to1", "a(root1)");
     let before = state.cluster.clone().unwrap();
     let plan = pass(&state, &Dirty::all(), NOW, 1);

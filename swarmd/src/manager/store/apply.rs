@@ -158,12 +158,16 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
             membership,
             availability,
             addresses,
+            give_up,
         } => {
             let mut node = node(txn.state, *id)?;
             if node.meta.version != *expected {
                 return Err(out_of_sequence("node", id));
             }
             check_role(txn.state, &node, *desired_role)?;
+            for (other, _) in give_up {
+                self::node(txn.state, *other)?;
+            }
             node.annotations.clone_from(annotations);
             node.desired_role = *desired_role;
             node.membership = *membership;
@@ -177,6 +181,11 @@ fn apply_change(txn: &mut Txn<'_>, at: At, change: &Change) -> Result<(), Reject
                     swarm_proto::pb::NodeRole::Worker => Vec::new(),
                 };
             });
+            for (other, retirement) in give_up {
+                note_manager(txn, at, *other, |note| {
+                    note.retired = Some(retirement.clone());
+                });
+            }
             Ok(())
         }
         Change::SetRetirement {
@@ -332,10 +341,12 @@ fn out_of_sequence(kind: &'static str, id: impl ToString) -> Rejected {
 mod tests {
     use std::sync::Arc;
 
+    use swarm_proto::id::ClusterId;
     use swarm_proto::pb;
 
     use super::*;
     use crate::manager::store::testing::node;
+    use crate::manager::store::{Cluster, Meta, Retirement};
 
     fn run(state: &mut State, now: i64, change: Change) -> Result<(), Rejected> {
         let entry = Entry {
@@ -347,6 +358,18 @@ mod tests {
         applied.results.remove(0)
     }
 
+    fn cluster() -> Cluster {
+        Cluster {
+            id: ClusterId::from_raw(1),
+            meta: Meta::default(),
+            spec: pb::ClusterSpec::default(),
+            root_ca: pb::RootCa::default(),
+            blacklist: Default::default(),
+            unlock_keys: Vec::new(),
+            managers: Default::default(),
+        }
+    }
+
     #[test]
     fn time_does_not_go_back() {
         let mut state = State::default();
@@ -354,6 +377,104 @@ mod tests {
         run(&mut state, 20, Change::CreateNode(Arc::new(node(2)))).unwrap();
         let created = |id| state.nodes[&NodeId::from_raw(id)].meta.created_at;
         assert_eq!([created(1), created(2), state.now], [Timestamp(50); 3]);
+    }
+
+    #[test]
+    fn a_removed_node_is_refused_until_the_last_of_its_certificates_has_ended() {
+        let id = NodeId::from_raw(1);
+        for (ends, expected) in [
+            ([900, 200], Timestamp(900)),
+            ([200, 900], Timestamp(900)),
+            ([200, 300], Timestamp(500)),
+        ] {
+            let mut state = State::default();
+            run(&mut state, 1, Change::CreateNode(Arc::new(node(1)))).unwrap();
+            // Two, so that one is not the last any more.
+            for end in [ends[0], ends[1], 100] {
+                let certificate = Box::new(pb::Certificate {
+                    not_after: Timestamp(end).to_wire(),
+                    ..Default::default()
+                });
+                let role = pb::NodeRole::Worker;
+                let change = Change::SetNodeCertificate {
+                    id,
+                    role,
+                    certificate,
+                };
+                run(&mut state, 2, change).unwrap();
+            }
+            let node = Arc::clone(&state.nodes[&id]);
+            assert_eq!(
+                node.certificates_end(),
+                ends.map(Timestamp).into_iter().max()
+            );
+            state.cluster = Some(Arc::new(cluster()));
+            let change = Change::RemoveNode {
+                id,
+                force: true,
+                refused_until: Timestamp(500),
+            };
+            run(&mut state, 3, change).unwrap();
+            let cluster = state.cluster.as_ref().unwrap();
+            assert_eq!(cluster.blacklist[&id], expected);
+        }
+    }
+
+    fn demotion(state: &State, id: u128, give_up: Vec<(NodeId, Retirement)>) -> Change {
+        let node = &state.nodes[&NodeId::from_raw(id)];
+        Change::UpdateNode {
+            id: node.id,
+            expected: node.meta.version,
+            annotations: node.annotations.clone(),
+            desired_role: pb::NodeRole::Worker,
+            membership: node.membership,
+            availability: node.availability,
+            addresses: Vec::new(),
+            give_up,
+        }
+    }
+
+    #[test]
+    fn a_demotion_and_those_given_up_for_it_are_taken_together() {
+        let mut state = State::default();
+        let root = crate::ca::RootCa::generate(Timestamp(1)).unwrap();
+        let cluster = crate::manager::bootstrap::cluster(&root, Timestamp(1)).unwrap();
+        run(&mut state, 1, Change::CreateCluster(Arc::new(cluster))).unwrap();
+        for id in 1..4 {
+            let mut node = node(id);
+            node.desired_role = pb::NodeRole::Manager;
+            run(&mut state, 1, Change::CreateNode(Arc::new(node))).unwrap();
+        }
+        let retirement = Retirement {
+            raft_id: 33,
+            at: Timestamp(1),
+            reason: "it is down".to_owned(),
+            done: false,
+            demoted: false,
+        };
+        let demote = |state: &State, dead: u128| {
+            let dead = NodeId::from_raw(dead);
+            demotion(state, 2, vec![(dead, retirement.clone())])
+        };
+        let role = |state: &State| state.nodes[&NodeId::from_raw(2)].desired_role;
+        let unknown = demote(&state, 9);
+        assert!(run(&mut state, 1, unknown).is_err());
+        assert_eq!(role(&state), pb::NodeRole::Manager);
+        let known = demote(&state, 3);
+        // As it comes out of the log.
+        let entry = Entry {
+            now: Timestamp(1),
+            changes: vec![known],
+        };
+        let encoded = crate::manager::store::codec::encode_entry(&entry);
+        let decoded = crate::manager::store::codec::decode_entry(&encoded).unwrap();
+        assert_eq!(decoded, entry);
+        let version = state.version + 1;
+        apply(&mut state, version, &decoded);
+        assert_eq!(role(&state), pb::NodeRole::Worker);
+        let notes = &state.cluster.as_ref().unwrap().managers;
+        let note = notes[&NodeId::from_raw(3)].retired.clone();
+        assert_eq!(note, Some(retirement.clone()));
     }
 
     #[test]
@@ -367,18 +488,7 @@ mod tests {
         for id in 1..3 {
             run(&mut state, 1, manager(id)).unwrap();
         }
-        let demote = |state: &State, id: u128| {
-            let node = &state.nodes[&NodeId::from_raw(id)];
-            Change::UpdateNode {
-                id: node.id,
-                expected: node.meta.version,
-                annotations: node.annotations.clone(),
-                desired_role: pb::NodeRole::Worker,
-                membership: node.membership,
-                availability: node.availability,
-                addresses: Vec::new(),
-            }
-        };
+        let demote = |state: &State, id: u128| demotion(state, id, Vec::new());
         let first = demote(&state, 1);
         assert_eq!(run(&mut state, 1, first), Ok(()));
         let second = demote(&state, 2);

@@ -52,6 +52,8 @@ pub enum Change {
         availability: pb::node_spec::Availability,
         /// Where it is reached as a manager; empty leaves it to the manager.
         addresses: Vec<String>,
+        /// Managers that are given up as voters so that this one can go: both, or neither.
+        give_up: Vec<(NodeId, Retirement)>,
     },
     /// Leader: whether a manager is given up as a voter.
     SetRetirement {

@@ -166,6 +166,7 @@ fn change(change: &Change) -> Kind {
             membership,
             availability,
             addresses,
+            give_up,
         } => Kind::UpdateNode(own::UpdateNode {
             id: id_bytes(*id),
             expected: *expected,
@@ -176,6 +177,13 @@ fn change(change: &Change) -> Kind {
                 availability: (*availability).into(),
                 manager_addresses: addresses.clone(),
             }),
+            give_up: give_up
+                .iter()
+                .map(|(node, retirement)| own::SetRetirement {
+                    node: id_bytes(*node),
+                    retirement: Some(record::retirement(retirement)),
+                })
+                .collect(),
         }),
         Change::SetRetirement { node, retirement } => Kind::SetRetirement(own::SetRetirement {
             node: id_bytes(*node),
@@ -374,7 +382,13 @@ fn change_of(wire: own::Change) -> Result<Change, DecodeError> {
         Kind::CreateNode(n) => Change::CreateNode(Arc::new(node_of(n)?)),
         Kind::UpdateNode(u) => {
             let spec = present(u.spec, "node spec")?;
+            let mut give_up = Vec::new();
+            for one in u.give_up {
+                let retirement = present(one.retirement, "retirement")?;
+                give_up.push((id_of(&one.node, "node")?, record::retirement_of(retirement)));
+            }
             Change::UpdateNode {
+                give_up,
                 id: id_of(&u.id, "node")?,
                 expected: u.expected,
                 desired_role: enum_of(spec.desired_role, "desired_role")?,

@@ -65,6 +65,7 @@ pub(super) fn retirement(of: &Retirement) -> own::RetirementRecord {
         at: of.at.0,
         reason: of.reason.clone(),
         done: of.done,
+        demoted: of.demoted,
     }
 }
 
@@ -74,6 +75,7 @@ pub(super) fn retirement_of(wire: own::RetirementRecord) -> Retirement {
         at: Timestamp(wire.at),
         reason: wire.reason,
         done: wire.done,
+        demoted: wire.demoted,
     }
 }
 

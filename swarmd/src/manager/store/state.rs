@@ -102,11 +102,11 @@ pub struct Cluster {
 pub struct ManagerNote {
     /// Operator: where it is reached; empty leaves it to the manager.
     pub addresses: Vec<String>,
-    /// Leader: it is given up as a voter.
+    /// Leader: it is given up as a voter, or was demoted.
     pub retired: Option<Retirement>,
 }
 
-/// A manager that is given up as a voter.
+/// A manager that is given up as a voter, or was demoted.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Retirement {
     /// Its number in consensus.
@@ -117,6 +117,8 @@ pub struct Retirement {
     pub reason: String,
     /// It is no member any more; until then that is only decided.
     pub done: bool,
+    /// It was not dead, but demoted: its number is kept in case it is promoted again before it became a worker.
+    pub demoted: bool,
 }
 
 /// A node, from the moment a certificate was asked for it.
@@ -475,6 +477,16 @@ impl Node {
     pub fn is_invalid(&self) -> bool {
         self.status.state == pb::node_status::State::Down
             || self.availability == pb::node_spec::Availability::Drain
+    }
+
+    /// The latest end of all certificates that it was issued; none where an earlier version issued them and did not note it.
+    pub fn certificates_end(&self) -> Option<Timestamp> {
+        let ends = [
+            &self.certificate.not_after,
+            &self.certificate.longest_not_after,
+        ];
+        let ends = ends.into_iter().flatten();
+        ends.map(|end| Timestamp::from_wire(Some(end))).max()
     }
 }
 

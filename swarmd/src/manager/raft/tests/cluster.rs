@@ -223,8 +223,73 @@ async fn leadership_is_handed_over_and_a_member_removed() {
     }
     propose(&places, "by the second").await;
     agree(&places, lines(places[1].node()).len()).await;
-    places[1].node().membership().remove(3).await.unwrap();
+    let membership = places[1].node().membership();
+    let decided = membership.status();
+    membership.remove(3, &decided).await.unwrap();
     assert_eq!(places[1].node().status().members.len(), 2);
+    stop(places).await;
+}
+
+/// Where a member leads.
+async fn leader(places: &[Place]) -> &Place {
+    propose(places, "whoever leads").await;
+    let leads = |place: &&Place| place.node().leadership().borrow().term().is_some();
+    places.iter().find(leads).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_of_members_is_one_entry_and_holds_only_for_those_it_was_decided_from() {
+    let places = three(SnapshotLimits::default()).await;
+    let node = leader(&places).await.node();
+    let (membership, decided) = (node.membership(), node.status());
+    let mut others = decided.members.keys().filter(|id| **id != decided.id);
+    let (first, second) = (*others.next().unwrap(), *others.next().unwrap());
+    assert!(membership.remove(decided.id, &decided).await.is_err());
+    membership.remove(first, &decided).await.unwrap();
+    let after = node.status();
+    let entries = after.membership.unwrap().index - decided.last_log;
+    assert_eq!((entries, after.joint.len()), (1, 0));
+    assert!(!after.members.contains_key(&first));
+    // Two changers at once: what the second one decided from is not so any more.
+    let refused = membership.remove(second, &decided).await.unwrap_err();
+    assert!(
+        matches!(refused, super::super::MembershipError::Refused(_)),
+        "{refused}"
+    );
+    assert!(node.status().members.contains_key(&second));
+    stop(places).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_change_that_was_left_half_way_is_finished() {
+    let places = three(SnapshotLimits::default()).await;
+    let node = leader(&places).await.node();
+    let (membership, id) = (node.membership(), node.status().id);
+    let new = [1, 2, 3].into_iter().find(|new| *new != id).unwrap();
+    let rest: std::collections::BTreeSet<u64> = (1..4).filter(|id| *id != new).collect();
+    let all = std::collections::BTreeSet::from([1, 2, 3]);
+    membership.half_way(vec![rest.clone(), all.clone()]).await;
+    let half = node.status();
+    assert_eq!(half.joint, [rest.clone(), all.clone()]);
+    assert!(!half.votes(new), "it is not done");
+    // Nothing else is changed before.
+    assert!(membership.remove(new, &half).await.is_err());
+    assert!(
+        membership
+            .add(new, half.members[&new].member.clone())
+            .await
+            .is_err()
+    );
+    membership.finish(all.clone(), &half).await.unwrap();
+    soon(node.until(|status| status.votes(new))).await;
+    assert_eq!(node.status().configs(), std::slice::from_ref(&all));
+    // The other way, who votes no more is a member no more.
+    membership.half_way(vec![all, rest.clone()]).await;
+    membership
+        .finish(rest.clone(), &node.status())
+        .await
+        .unwrap();
+    assert!(node.status().members.keys().eq(&rest));
     stop(places).await;
 }
 

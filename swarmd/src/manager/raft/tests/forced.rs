@@ -6,7 +6,7 @@ use super::super::epoch::Epoch;
 use super::super::error::StorageError;
 use super::super::gate::Gate;
 use super::super::offline::{Offline, Survey};
-use super::super::rebuild::{kept, settle};
+use super::super::rebuild::{forget_replaced, kept, settle};
 use super::super::{PlainDialer, Start, read_former};
 use super::rotation::{copy, key, wish};
 use super::*;
@@ -47,6 +47,7 @@ async fn founded(seal: &Seal) -> (tempfile::TempDir, ClusterId) {
         node_id: OWN,
         availability: swarm_proto::pb::node_spec::Availability::Active,
         unlock_key: Some(key(1)),
+        external_cas: Vec::new(),
     };
     let identity = bootstrap::found(&store, &Clock::real(), founder).await;
     node.shutdown().await;
@@ -202,6 +203,22 @@ async fn on_a_fenced_manager_the_flag_counts_only_with_the_epoch_that_it_ends() 
     for ends in [None, Some(second), Some(epoch)] {
         refusal(force(dir.path(), cluster, ends));
     }
+}
+
+#[test]
+fn what_a_retired_member_had_does_not_stay() {
+    let dir = tempfile::tempdir().unwrap();
+    let retired = dir.path().join("raft.retired");
+    let put = || {
+        std::fs::create_dir(&retired).unwrap();
+        std::fs::write(retired.join("dek"), "a key as it lay then").unwrap();
+    };
+    put();
+    settle(dir.path()).unwrap();
+    assert!(!retired.exists());
+    put();
+    assert_eq!(forget_replaced(dir.path()).unwrap(), 1);
+    assert!(!retired.exists());
 }
 
 #[tokio::test]

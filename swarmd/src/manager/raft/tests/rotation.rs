@@ -116,6 +116,39 @@ async fn a_new_key_takes_over_while_entries_come_in() {
     close(again.log).await;
 }
 
+/// Entries that only a key epoch of before opens, and that nothing needs any more.
+#[tokio::test]
+async fn what_a_purge_that_was_cut_off_twice_left_is_not_sealed_anew() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("log.redb");
+    let (disk, old) = (super::Disk::Real, Dek::generate().unwrap());
+    let open = || LogFile::open(&disk, &path, (&ring(&old), Path::new("dek"))).unwrap();
+    let file = LogFile::create(&disk, (&path, &path), &old).unwrap();
+    let mut log = LogStore::over(file, Loaded::default()).unwrap();
+    let many = (0..20_000).map(|i| entry(1, i, "x")).collect();
+    append(&mut log, many).await;
+    close(log).await;
+    // What stays is of the next epoch.
+    let (file, loaded) = open();
+    let mut log = LogStore::over(file, loaded).unwrap();
+    let stays: Vec<Entry> = (20_000..20_010).map(|i| entry(1, i, "y")).collect();
+    append(&mut log, stays.clone()).await;
+    log.purge(log_id(1, 19_999)).await.unwrap();
+    close(log).await;
+    // A start that ends before it has removed anything.
+    drop(open());
+    let (file, loaded) = open();
+    assert!(loaded.first_on_disk.unwrap() < 20_000);
+    let mut log = LogStore::over(file, loaded).unwrap();
+    let new = Arc::new(Dek::generate().unwrap());
+    log.keys().rekey(Arc::clone(&new)).await.unwrap();
+    assert_eq!(entries(&mut log).await, stays);
+    close(log).await;
+    let keys = DekRing::new(new, None);
+    let (_, loaded) = LogFile::open(&disk, &path, (&keys, Path::new("dek"))).unwrap();
+    assert_eq!(loaded.last, Some(log_id(1, 20_009)));
+}
+
 /// An install that has seen the old key, and is overtaken by the whole rotation before it has the snapshot's place.
 #[tokio::test]
 async fn a_snapshot_that_a_new_key_overtakes_is_put_in_place_under_that_key() {

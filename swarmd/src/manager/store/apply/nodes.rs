@@ -110,9 +110,11 @@ pub(super) fn set_certificate(
     let mut node = node(txn.state, id)?;
     // What nodes were asked lately is counted also when they have done it.
     let asked_at = node.certificate.status.take().and_then(|s| s.asked_at);
+    let longest = node.certificates_end();
     node.role = role;
     node.certificate = certificate.clone();
     node.certificate.status.get_or_insert_default().asked_at = asked_at;
+    node.certificate.longest_not_after = longest.and_then(Timestamp::to_wire);
     node.meta = at.updated(node.meta);
     txn.put_node(node);
     Ok(())
@@ -196,7 +198,9 @@ pub(super) fn remove_node(
     txn.take_node(id);
     if let Some(cluster) = txn.state.cluster.clone() {
         let mut cluster = cluster.as_ref().clone();
-        cluster.blacklist.insert(id, refused_until);
+        // The life of certificates may be shorter now than when the node got its own.
+        let ends = node.certificates_end().unwrap_or_default();
+        cluster.blacklist.insert(id, refused_until.max(ends));
         cluster.blacklist.retain(|_, until| *until > at.now);
         cluster.managers.remove(&id);
         cluster.meta = at.updated(cluster.meta);
