@@ -6,6 +6,7 @@
 #![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
 mod e2e {
+    mod abuse;
     mod addresses;
     mod ansible;
     mod autolock;
@@ -15,6 +16,9 @@ mod e2e {
     mod chaos;
     mod debian;
     mod docker;
+    mod expired;
+    mod external_ca;
+    mod frames;
     mod host;
     mod images;
     mod kills;
@@ -26,6 +30,7 @@ mod e2e {
     mod oci_table;
     mod recovery;
     mod refusals;
+    mod scenarios;
     mod state;
     mod status;
     mod tasks;

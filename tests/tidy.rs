@@ -49,13 +49,14 @@ const STRANGERS: [(&str, &[&str]); 3] = [
 ];
 
 /// Deciding code: it takes the world as arguments.
-const PURE: [&str; 6] = [
+const PURE: [&str; 7] = [
     "agent-runtime/src/step",
     "swarmd/src/manager/orchestrator",
     "swarmd/src/manager/scheduler",
     "swarmd/src/manager/store/apply",
     "swarmd/src/manager/plan",
     "swarmd/src/manager/renewal",
+    "swarmd/src/manager/strangers",
 ];
 /// What deciding code does not touch.
 const WORLD: [&str; 9] = [

@@ -1,14 +1,16 @@
 //! Managers at other addresses: one, all of them, and what the operator says of that.
 
-use std::path::Path;
+use std::collections::BTreeMap;
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
 
 use harness::cluster::{Cluster, LIMIT};
 use harness::lab::eventually;
 use harness::lab::lab::available;
-use harness::lab::node::REMOTE_API_PORT;
+use harness::lab::node::{Options, REMOTE_API_PORT};
 use nix::sys::signal::Signal;
 
-use super::managers::{persist, wait_managers};
+use super::managers::{managers, persist, wait_managers};
 
 const NAMES: [&str; 3] = ["n1", "n2", "n3"];
 
@@ -165,4 +167,101 @@ fn all_managers_move(cluster: &mut Cluster) {
     start(cluster, "n4");
     cluster.wait_ready(4);
     assert_eq!(cluster.wait_running("web", 5, LIMIT), before);
+}
+
+/// Names of hosts, as their resolvers have them.
+struct Names {
+    file: PathBuf,
+    addresses: BTreeMap<String, Ipv4Addr>,
+}
+
+impl Names {
+    /// The name of a host, with the port of its manager.
+    fn of(name: &str) -> String {
+        format!("{name}.swarm.test:{REMOTE_API_PORT}")
+    }
+
+    /// From now on the name leads there.
+    fn lead(&mut self, name: &str, address: Ipv4Addr) {
+        self.addresses.insert(name.to_owned(), address);
+        let lines = self.addresses.iter();
+        let lines: String = lines
+            .map(|(name, address)| format!("{address} {name}.swarm.test\n"))
+            .collect();
+        std::fs::write(&self.file, lines).unwrap();
+    }
+
+    /// Of a node that says its name, and joins by a manager's.
+    fn options(&self, name: &str, token: Option<String>) -> Options {
+        Options {
+            join: token.map(|token| (Self::of("n1"), token)),
+            advertise: Some(Self::of(name)),
+            hosts: Some(self.file.clone()),
+            ..Options::default()
+        }
+    }
+}
+
+/// Three managers and a worker that know each other by names alone.
+fn named() -> (Cluster, Names) {
+    let mut names = Names {
+        file: PathBuf::new(),
+        addresses: BTreeMap::new(),
+    };
+    let mut cluster = Cluster::found(|lab| {
+        names.file = lab.site.run().join("names");
+        for name in ["n1", "n2", "n3", "n4"] {
+            names.lead(name, lab.host(name).unwrap().address);
+        }
+        names.options("n1", None)
+    });
+    for (name, role) in [("n2", "manager"), ("n3", "manager"), ("n4", "worker")] {
+        let token = cluster.token(role);
+        cluster.add_node(name, names.options(name, Some(token)));
+    }
+    wait_managers(&cluster, "n1", &NAMES);
+    cluster.wait_ready(4);
+    (cluster, names)
+}
+
+#[test]
+fn containerd_a_manager_is_found_where_its_name_leads() {
+    if !available("managers that are known by their names") {
+        return;
+    }
+    let (mut cluster, mut names) = named();
+    for name in NAMES {
+        wait_at(&cluster, "n1", name, &[&Names::of(name)]);
+        wait_known(&cluster, "n4", &Names::of(name));
+    }
+    let leader = wait_managers(&cluster, "n1", &NAMES);
+    let mut followers = ["n2", "n3"].into_iter().filter(|name| *name != leader);
+    let moved = followers.next().unwrap();
+    let other = if moved == "n2" { "n3" } else { "n2" };
+
+    // Its host gets another address while it runs. As long as the name leads to the old one, nobody finds it.
+    cluster.node_mut(moved).host.readdress(121).unwrap();
+    eventually(&format!("{moved} is missed"), LIMIT, || {
+        match managers(&cluster, "n1")?.get(moved) {
+            Some(status) if status == "unreachable" => Ok(()),
+            status => Err(format!("{status:?}")),
+        }
+    });
+    names.lead(moved, cluster.node(moved).host.address);
+    wait_managers(&cluster, "n1", &NAMES);
+    wait_at(&cluster, "n1", moved, &[&Names::of(moved)]);
+
+    // It is a part of the majority there.
+    cluster.node_mut(other).stop(Signal::SIGKILL).unwrap();
+    let create = ["service", "create", "--detach", "--no-resolve-image"];
+    let web = ["--name", "kept", "--image", "web", "--replicas", "0"];
+    persist(&cluster, "n1", &[&create[..], &web].concat()).ok();
+
+    // One that was away meanwhile, and one that joins now, find it too.
+    cluster.node_mut(other).start_again().unwrap();
+    wait_managers(&cluster, "n1", &NAMES);
+    cluster.node_mut("n4").stop(Signal::SIGTERM).unwrap();
+    cluster.node_mut("n4").told_of(&Names::of(moved));
+    start(&mut cluster, "n4");
+    cluster.wait_ready(4);
 }

@@ -37,14 +37,14 @@ fn containerd_a_dead_manager_votes_no_more_and_joins_again() {
         return;
     }
     let mut cluster = Cluster::start(0);
+    // Containers stay where they are while swarmd is away: a heartbeat is long here, for nodes that register from now on.
+    let update = ["cluster", "update", "--heartbeatperiod", "60s"];
+    persist(&cluster, "n1", &update).ok();
     for name in ["n2", "n3"] {
         cluster.add_manager(name);
     }
     wait_managers(&cluster, "n1", &NAMES);
     cluster.wait_ready(3);
-    // Its containers stay where they are while swarmd is away: a heartbeat is long here.
-    let update = ["cluster", "update", "--heartbeatperiod", "60s"];
-    persist(&cluster, "n1", &update).ok();
     cluster.create_web("web", 3, &[]);
     let held = cluster.containers("n3");
     let first = inspect(&cluster, "{{.ManagerStatus.RaftID}}", "n3");

@@ -59,6 +59,18 @@ pub(super) fn wait_managers(cluster: &Cluster, on: &str, names: &[&str]) -> Stri
     )
 }
 
+/// A cluster of n1, so many workers from n2 on, and these managers, all there.
+#[track_caller]
+pub(super) fn with_managers(workers: usize, names: &[&str]) -> Cluster {
+    let mut cluster = Cluster::start(workers);
+    for name in names {
+        cluster.add_manager(name);
+    }
+    wait_managers(&cluster, "n1", &[&["n1"], names].concat());
+    cluster.wait_ready(1 + workers + names.len());
+    cluster
+}
+
 /// Runs swarmctl on a node until a leader has answered: while leadership changes hands a request is turned away, and it is
 /// the caller's to ask again.
 #[track_caller]
@@ -78,12 +90,7 @@ fn containerd_three_managers_survive_the_loss_of_their_leader() {
     if !available("three managers") {
         return;
     }
-    let mut cluster = Cluster::start(0);
-    for name in ["n2", "n3"] {
-        cluster.add_manager(name);
-    }
-    wait_managers(&cluster, "n2", &["n1", "n2", "n3"]);
-    cluster.wait_ready(3);
+    let mut cluster = with_managers(0, &["n2", "n3"]);
 
     // A manager that does not lead takes every request, and gives the leader's answer.
     let image = cluster.image.clone();
@@ -254,4 +261,44 @@ fn containerd_roles_change_and_no_container_notices() {
     // The one that founded the cluster comes back as a manager: it joins like any other.
     persist(&cluster, "n2", &["node", "promote", "n1"]).ok();
     wait_managers(&cluster, "n1", &["n1", "n2"]);
+}
+
+#[test]
+fn containerd_a_manager_that_is_demoted_and_promoted_again_is_a_member_again() {
+    if !available("demotion and promotion at once") {
+        return;
+    }
+    const NAMES: [&str; 3] = ["n1", "n2", "n3"];
+    let mut cluster = with_managers(0, &["n2", "n3"]);
+    let number = |cluster: &Cluster, name: &str| {
+        let inspect = ["node", "inspect", "--format", "{{.ManagerStatus.RaftID}}"];
+        persist(cluster, "n1", &[&inspect[..], &[name]].concat()).ok()
+    };
+
+    // While it is down: it comes back with a manager's certificate and log, and both are what it should have.
+    let before = number(&cluster, "n3");
+    cluster.node_mut("n3").stop(Signal::SIGKILL).unwrap();
+    persist(&cluster, "n1", &["node", "demote", "n3"]).ok();
+    wait_managers(&cluster, "n1", &["n1", "n2"]);
+    persist(&cluster, "n1", &["node", "promote", "n3"]).ok();
+    cluster.node_mut("n3").start_again().unwrap();
+    wait_managers(&cluster, "n1", &NAMES);
+    wait_managers(&cluster, "n3", &NAMES);
+    assert_ne!(number(&cluster, "n3"), before);
+
+    // While it is up, before it has asked for another certificate.
+    for _ in 0..3 {
+        persist(&cluster, "n1", &["node", "demote", "n2"]).ok();
+        persist(&cluster, "n1", &["node", "promote", "n2"]).ok();
+        eventually("n2 votes, and nothing is left to do", LIMIT, || {
+            let shown = managers(&cluster, "n2")?;
+            let known = cluster.node("n1").ctl(&["node", "inspect", "n2"]);
+            let known = known.map_err(|error| error.to_string())?.stdout;
+            match shown.get("n2").map(String::as_str) {
+                Some("leader" | "reachable") => Ok(()),
+                status => Err(format!("{status:?}: {known}")),
+            }
+        });
+        wait_managers(&cluster, "n2", &NAMES);
+    }
 }

@@ -40,7 +40,7 @@ async fn remote(cluster: &Cluster) -> Channel {
     connect(&cluster.join_address(), &security).await.unwrap()
 }
 
-async fn create(channel: Channel, name: &str, bytes: usize) -> Result<(), Status> {
+pub(super) async fn create(channel: Channel, name: &str, bytes: usize) -> Result<(), Status> {
     let container = pb::ContainerSpec {
         image: "web".to_owned(),
         env: vec![format!("LONG={}", "x".repeat(bytes))],

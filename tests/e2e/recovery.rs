@@ -11,6 +11,8 @@ use harness::lab::node::{Options, REMOTE_API_PORT};
 use harness::lab::{Node, binaries, eventually};
 use nix::sys::signal::Signal;
 
+use super::refusals::last_words;
+
 /// `node ls` on a node: by name, the status and the manager status.
 fn nodes(on: &Node) -> Result<BTreeMap<String, (String, String)>, String> {
     let format = "{{.Name}}={{.Status}}={{.ManagerStatus}}";
@@ -162,9 +164,7 @@ fn fenced_for_good(cluster: &mut Cluster) {
         // A flag that was left in the settings of one does not make it go on above the others.
         let node = cluster.node_mut(name);
         node.start_again_with(&["--force-new-cluster"]).unwrap();
-        let code = node.wait_ended(LIMIT).unwrap();
-        assert!(code.is_some_and(|code| code != 0), "{code:?}");
-        let log = node.log_tail(5);
+        let log = last_words(node);
         assert!(log.contains("--force-new-cluster=2-"), "{log}");
         node.start_again().unwrap();
     }

@@ -1,9 +1,9 @@
 //! What is refused, and changes nothing.
 
 use harness::cluster::{Cluster, LIMIT};
-use harness::lab::eventually;
 use harness::lab::lab::available;
 use harness::lab::node::Options;
+use harness::lab::{Node, eventually};
 use nix::sys::signal::Signal;
 
 /// Arguments of `service create` that are refused, with a word of the refusal.
@@ -34,6 +34,16 @@ const BAD_SERVICES: [(&[&str], &str); 10] = [
     (&["--name", "x", "--mode", "thrice"], "thrice"),
     (&["--name", "x", "UPPER/Case:bad:tag"], "image"),
 ];
+
+/// What a swarmd says last that ends by itself, with an error.
+#[track_caller]
+pub(super) fn last_words(node: &mut Node) -> String {
+    let code = node.wait_ended(LIMIT).unwrap();
+    let told = node.log_tail(20);
+    assert!(code.is_some_and(|code| code != 0), "{code:?} {told}");
+    assert!(!told.contains("panicked"), "{told}");
+    told
+}
 
 #[test]
 fn containerd_bad_input_is_refused_in_words_and_changes_nothing() {
@@ -154,12 +164,7 @@ fn containerd_a_socket_in_use_is_left_to_its_owner() {
         ..Options::default()
     };
     let mut second = cluster.outsider("x1", options);
-    let code = second.wait_ended(LIMIT).unwrap();
-    assert!(code.is_some_and(|code| code != 0), "{code:?}");
-    assert!(
-        second.log_tail(20).contains("swarmd.sock"),
-        "{}",
-        second.log_tail(20)
-    );
+    let told = last_words(&mut second);
+    assert!(told.contains("swarmd.sock"), "{told}");
     cluster.ctl(&["node", "ls"]).ok();
 }

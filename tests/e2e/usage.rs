@@ -4,6 +4,9 @@ use harness::cluster::{Cluster, LIMIT};
 use harness::lab::eventually;
 use harness::lab::lab::available;
 use harness::lab::node::Options;
+use nix::sys::signal::Signal;
+
+use super::managers::{persist, wait_managers};
 
 const PORT: u16 = 9323;
 
@@ -59,6 +62,7 @@ fn containerd_tasks_say_what_they_take_and_nodes_what_they_are() {
 
     of_a_worker(&cluster, &task.id);
     of_a_manager(&cluster);
+    of_the_leader(&mut cluster);
     let node = cluster.ctl(&["node", "inspect", "n3"]).ok();
     for word in ["Kernel features", "cgroup-v", "Disk"] {
         assert!(node.contains(word), "{node}");
@@ -82,7 +86,61 @@ fn of_a_worker(cluster: &Cluster, task: &str) {
     );
     assert_eq!(sample(&of_worker, "swarm_node_manager"), Some(0.0));
     assert!(!of_worker.contains("swarm_manager_"), "{of_worker}");
+    for operation in ["prepare", "start"] {
+        let name =
+            format!("swarm_executor_operation_latency_seconds_count{{operation=\"{operation}\"}}");
+        assert_eq!(sample(&of_worker, &name), Some(1.0), "{of_worker}");
+    }
     assert!(of_worker.ends_with("# EOF\n"), "{of_worker}");
+}
+
+/// How long its parts take. The one that led until now serves no metrics: it does from its next start on.
+fn of_the_leader(cluster: &mut Cluster) {
+    let follower = cluster.get("n2", PORT, "/metrics").unwrap();
+    let scheduled = "swarm_dispatcher_scheduling_delay_seconds";
+    let count = format!("{scheduled}_count");
+    assert_eq!(sample(&follower, &count), Some(0.0), "{follower}");
+
+    cluster.node_mut("n1").stop(Signal::SIGTERM).unwrap();
+    let told = format!("0.0.0.0:{PORT}");
+    let n1 = cluster.node_mut("n1");
+    n1.start_again_with(&["--listen-metrics", &told]).unwrap();
+    let leader = wait_managers(cluster, "n2", &["n1", "n2"]);
+    persist(cluster, "n2", &["service", "scale", "web=3"]).ok();
+    let told = eventually("the delay of three tasks less one", LIMIT, || {
+        let told = cluster.get(&leader, PORT, "/metrics")?;
+        match sample(&told, &count) {
+            Some(2.0) => Ok(told),
+            _ => Err(told),
+        }
+    });
+    let sum = sample(&told, &format!("{scheduled}_sum")).unwrap();
+    assert!(sum > 0.0 && sum < 2.0 * LIMIT.as_secs_f64(), "{told}");
+    let all = format!("{scheduled}_bucket{{le=\"+Inf\"}}");
+    assert_eq!(sample(&told, &all), Some(2.0), "{told}");
+    // Nodes that say that their tasks run are connected to this leader: what is to go is news for them, while what is
+    // to run can have been in the first that they were told.
+    persist(cluster, &leader, &["service", "scale", "web=1"]).ok();
+    let told = eventually("news for a node to be counted", LIMIT, || {
+        let told = cluster.get(&leader, PORT, "/metrics")?;
+        match sample(&told, "swarm_dispatcher_assignment_latency_seconds_count") {
+            Some(count) if count >= 1.0 => Ok(told),
+            _ => Err(told),
+        }
+    });
+    for name in [
+        "raft_transaction",
+        "store_write_tx",
+        "store_read_tx",
+        "store_batch",
+        "manager_pass",
+        "dispatcher_status",
+        "dispatcher_assignment",
+    ] {
+        let value = |what: &str| sample(&told, &format!("swarm_{name}_latency_seconds_{what}"));
+        assert!(value("count") >= Some(1.0), "{name} in {told}");
+        assert!(value("sum") > Some(0.0), "{name} in {told}");
+    }
 }
 
 fn of_a_manager(cluster: &Cluster) {

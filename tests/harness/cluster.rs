@@ -54,21 +54,29 @@ impl Cluster {
     /// A manager on n1 and so many workers, all READY.
     #[track_caller]
     pub fn start(workers: usize) -> Self {
+        let mut cluster = Self::found(|lab| lab.options());
+        for number in 0..workers {
+            cluster.add_worker(&format!("n{}", number + 2));
+        }
+        cluster.wait_ready(workers + 1);
+        cluster
+    }
+
+    /// A manager on n1 with these options.
+    #[track_caller]
+    pub fn found(options: impl FnOnce(&mut Lab) -> Options) -> Self {
         let mut lab = Lab::new().unwrap_or_else(|error| panic!("{}", error.chain()));
         let image = lab
             .push_web()
             .unwrap_or_else(|error| panic!("{}", error.chain()));
-        let manager = lab.node("n1", None).unwrap();
+        let options = options(&mut lab);
+        let manager = lab.node_with("n1", options).unwrap();
         let mut cluster = Self {
             lab,
             image,
             nodes: BTreeMap::from([("n1".to_owned(), manager)]),
         };
         cluster.node_mut("n1").wait_ready().unwrap();
-        for number in 0..workers {
-            cluster.add_worker(&format!("n{}", number + 2));
-        }
-        cluster.wait_ready(workers + 1);
         cluster
     }
 

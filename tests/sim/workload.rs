@@ -236,6 +236,7 @@ fn change_node(
         membership: node.membership,
         availability,
         addresses: Vec::new(),
+        give_up: Vec::new(),
     }]);
 }
 

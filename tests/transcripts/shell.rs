@@ -70,6 +70,7 @@ impl Shell {
             node_id: MANAGER,
             availability: pb::node_spec::Availability::Active,
             unlock_key: None,
+            external_cas: Vec::new(),
         };
         bootstrap::found(&store, &clock, founder).await.unwrap();
         {
@@ -294,6 +295,10 @@ impl Managers for OneManager {
         Vec::new()
     }
 
+    fn knows_who_is_dead(&self) -> bool {
+        true
+    }
+
     fn status_of(&self, node: NodeId) -> Option<pb::ManagerStatus> {
         (node == MANAGER).then(|| pb::ManagerStatus {
             addr: MANAGER_ADDR.to_owned(),
@@ -393,6 +398,7 @@ impl Operator for Local {
         Ok(Response::new(own::LeaveResponse {
             removed_tasks: world.leave(here),
             acknowledged: true,
+            reason: String::new(),
         }))
     }
 

@@ -35,6 +35,7 @@ pub mod node;
 pub mod process;
 pub mod registry;
 mod registry_client;
+pub mod signing;
 pub mod site;
 pub mod sweep;
 mod tar;

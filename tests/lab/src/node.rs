@@ -32,6 +32,10 @@ pub struct Options {
     pub insecure_registries: Vec<String>,
     /// The control socket, where it is not the node's own.
     pub socket: Option<PathBuf>,
+    /// Where it says that others reach it, where that is not its host's address.
+    pub advertise: Option<String>,
+    /// A file that is `/etc/hosts` to it: what is written there later counts too.
+    pub hosts: Option<PathBuf>,
     /// Further arguments.
     pub more: Vec<String>,
 }
@@ -42,6 +46,7 @@ pub struct Node {
     /// Where it runs.
     pub host: Host,
     arguments: Vec<String>,
+    hosts: Option<PathBuf>,
     run: PathBuf,
     state: PathBuf,
     child: Option<Child>,
@@ -57,6 +62,7 @@ impl Node {
         let mut node = Self {
             host: host.clone(),
             arguments: arguments(host, options, &run, &state),
+            hosts: options.hosts.clone(),
             run,
             state,
             child: None,
@@ -75,6 +81,10 @@ impl Node {
         let program = binaries::find("swarmd")?;
         let more = more.iter().map(|&argument| argument.to_owned());
         let arguments: Vec<String> = self.arguments.iter().cloned().chain(more).collect();
+        let (program, arguments) = match &self.hosts {
+            Some(hosts) => with_hosts(hosts, &program, arguments),
+            None => (program, arguments),
+        };
         self.child = Some(process::start(
             &program,
             &arguments,
@@ -231,15 +241,26 @@ impl Drop for Node {
     }
 }
 
+/// A program in mounts of its own, where a file is `/etc/hosts`. Each replaces the one before: the process id stays.
+fn with_hosts(hosts: &Path, program: &Path, arguments: Vec<String>) -> (PathBuf, Vec<String>) {
+    let text = |path: &Path| path.to_string_lossy().into_owned();
+    let script = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+    // What containerd mounts later is seen here too, and nothing of here by others.
+    let words = ["--mount", "--propagation", "slave", "sh", "-c", script].map(str::to_owned);
+    let all = words.into_iter().chain([text(hosts), text(program)]);
+    (PathBuf::from("unshare"), all.chain(arguments).collect())
+}
+
 fn arguments(host: &Host, options: &Options, run: &Path, state: &Path) -> Vec<String> {
     let mut arguments = Vec::new();
     let mut flag = |name: &str, value: String| arguments.extend([name.to_owned(), value]);
     flag("--state-dir", state.to_string_lossy().into_owned());
     flag("--hostname", host.name.clone());
     flag("--listen-remote-api", format!("0.0.0.0:{REMOTE_API_PORT}"));
+    let advertise = options.advertise.clone();
     flag(
         "--advertise-remote-api",
-        format!("{}:{REMOTE_API_PORT}", host.address),
+        advertise.unwrap_or_else(|| format!("{}:{REMOTE_API_PORT}", host.address)),
     );
     let socket = options
         .socket

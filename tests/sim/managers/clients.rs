@@ -234,6 +234,7 @@ fn register_change(object: u64, id: Id, ask: Ask, version: u64) -> Change {
             membership: node.membership,
             availability: node.availability,
             addresses: Vec::new(),
+            give_up: Vec::new(),
         },
         Ask::Remove | Ask::Read => Change::RemoveNode {
             id: node.id,

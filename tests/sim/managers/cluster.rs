@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep, timeout};
 use super::clients::{self, Door, REGISTERS, Shared};
 use super::disk::Health;
 use super::history::Ask;
-use super::manager::{Manager, member};
+use super::manager::{self, Manager, member};
 use super::network::{Network, Weather};
 use super::trace::Trace;
 use super::witness::{Watcher, Witness};
@@ -53,6 +53,8 @@ pub(crate) struct Cluster {
     tasks: JoinSet<()>,
     roamers: Vec<Option<(u64, Watcher)>>,
     next: u64,
+    /// Whose host has moved, where the membership does not say so yet.
+    moved: Option<(u64, Instant)>,
 }
 
 impl Cluster {
@@ -71,6 +73,7 @@ impl Cluster {
             tasks: JoinSet::new(),
             roamers: vec![None; ROAMERS],
             next: 1,
+            moved: None,
         };
         let first = cluster.add(Start::Found).await?;
         cluster.until(first, "leads", Manager::leads).await?;
@@ -109,6 +112,7 @@ impl Cluster {
         let id = self.next;
         self.next += 1;
         let manager = Manager::new(id, self.random.number());
+        self.network.connect(id);
         self.managers.insert(id, manager);
         self.start(id, start).await?;
         Ok(id)
@@ -127,7 +131,11 @@ impl Cluster {
     /// When no leader takes it in.
     pub(crate) async fn admit(&mut self, id: u64) -> Result<(), String> {
         let (leader, membership) = self.leaders_membership()?;
-        let added = timeout(MEMBERS_WITHIN, membership.add(id, member(id))).await;
+        let added = timeout(
+            MEMBERS_WITHIN,
+            membership.add(id, member(&self.network, id)),
+        )
+        .await;
         let result = match added {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -138,13 +146,57 @@ impl Cluster {
         result
     }
 
+    /// A manager's host gets another address; one that says its own is started anew with it. One at a time: a second one
+    /// might know only where the first was.
+    pub(crate) async fn relocate(&mut self, id: u64) {
+        // The second look sees what came of the first.
+        if self.correct_address().await || self.correct_address().await {
+            self.moved = Some((id, Instant::now()));
+            let restarts = self.managers[&id].says_its_address();
+            if restarts {
+                self.kill(id, false);
+            }
+            self.network.relocate(id);
+            if restarts {
+                let _ = self.start(id, Start::Join).await;
+            }
+        }
+    }
+
+    /// Brings the membership in line with where the one that moved is, once it answers the leader there; whether that is
+    /// done, and there to stay: what a leader has only appended goes with it.
+    pub(crate) async fn correct_address(&mut self) -> bool {
+        let Some((id, since)) = self.moved else {
+            return true;
+        };
+        let Ok((leader, membership)) = self.leaders_membership() else {
+            return false;
+        };
+        let (status, new) = (membership.status(), manager::member(&self.network, id));
+        let known = status.members.get(&id);
+        // Or it was replaced meanwhile.
+        if status.settled && known.is_none_or(|known| known.member == new) {
+            self.moved = None;
+            return true;
+        }
+        // Called where it is now: nobody has told the leader but the manager itself.
+        let heard = known.and_then(|known| known.heard);
+        if id == leader || heard.is_some_and(|ago| ago < since.elapsed()) {
+            let corrected = timeout(MEMBERS_WITHIN, membership.correct(id, new)).await;
+            let done = matches!(corrected, Ok(Ok(())));
+            self.trace
+                .say(format_args!("{leader} knows where {id} is: {done}"));
+        }
+        false
+    }
+
     /// Takes a member out.
     ///
     /// # Errors
     /// When no leader does.
     pub(crate) async fn expel(&mut self, id: u64) -> Result<(), String> {
         let (leader, membership) = self.leaders_membership()?;
-        let removed = timeout(MEMBERS_WITHIN, membership.remove(id)).await;
+        let removed = timeout(MEMBERS_WITHIN, membership.remove(id, &membership.status())).await;
         let result = match removed {
             Ok(Ok(())) => Ok(()),
             Ok(Err(error)) => Err(error.to_string()),
@@ -352,6 +404,7 @@ impl Cluster {
             self.run_for(Duration::from_millis(500)).await;
             self.broken()?;
             self.mend_members().await;
+            self.correct_address().await;
             // Changes of services go on until all else is well.
             missing = self.not_yet();
             if missing.is_empty() && !settled {
@@ -398,11 +451,17 @@ impl Cluster {
             let _ = self.expel(id).await;
         }
         let Some(status) = self.status() else { return };
+        // Whoever does not know itself to be a voter asks to become one, and says where it is.
+        let asks = |manager: &&Manager| {
+            let up = manager.up.as_ref();
+            up.is_some_and(|up| !up.raft.status().votes(manager.id))
+        };
+        let votes = |id| status.members.get(&id).is_some_and(|member| member.voter);
         let strangers: Vec<u64> = self
             .managers
-            .keys()
-            .filter(|id| status.members.get(id).is_none_or(|member| !member.voter))
-            .copied()
+            .values()
+            .filter(|manager| !votes(manager.id) || asks(manager))
+            .map(|manager| manager.id)
             .collect();
         for id in strangers {
             let _ = self.admit(id).await;
@@ -431,8 +490,14 @@ impl Cluster {
             if own.applied + 20 < status.applied {
                 missing.push(format!("{id} is at {} of {}", own.applied, status.applied));
             }
-            if status.members.get(&id).is_none_or(|member| !member.voter) {
+            let known = status.members.get(&id);
+            if known.is_none_or(|member| !member.voter) {
                 missing.push(format!("{id} does not vote"));
+            }
+            let at = vec![self.network.address(id).to_string()];
+            if let Some(known) = known.filter(|known| known.member.addresses != at) {
+                let known = &known.member.addresses;
+                missing.push(format!("{id} is at {at:?}, and known at {known:?}"));
             }
         }
         missing
@@ -465,7 +530,10 @@ impl Cluster {
         let began = Instant::now();
         while began.elapsed() < SERVES_WITHIN {
             let shared = self.shared.clone();
-            if let Some(door) = shared.leader()
+            // Of several that say so, the one that was elected last.
+            let leader = self.leader().map(|(_, id)| id);
+            let door = leader.and_then(|id| shared.doors.lock().unwrap().get(&id).cloned());
+            if let Some(door) = door
                 && let Ok(found) = shared.read(&door, object).await
             {
                 let (ask, version) = match found {

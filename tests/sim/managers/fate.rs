@@ -36,6 +36,10 @@ enum Fate {
     Replace,
     /// The leader hands over.
     HandOver,
+    /// A manager's host gets another address.
+    Move,
+    /// The same while it is cut off: nobody hears of it before it is back.
+    MoveUnseen,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,7 +70,7 @@ enum OfHost {
 }
 
 /// What may happen, and how often compared with the others.
-const FATES: [(u64, Fate); 17] = [
+const FATES: [(u64, Fate); 19] = [
     (8, Fate::Process(OfProcess::Kill)),
     (8, Fate::Process(OfProcess::KillAtDisk)),
     (8, Fate::Process(OfProcess::KillAtMessage)),
@@ -84,6 +88,8 @@ const FATES: [(u64, Fate); 17] = [
     (4, Fate::Host(OfHost::Clock)),
     (3, Fate::Replace),
     (5, Fate::HandOver),
+    (5, Fate::Move),
+    (3, Fate::MoveUnseen),
 ];
 
 /// Runs one seed.
@@ -184,6 +190,11 @@ async fn befall(cluster: &mut Cluster) {
         Fate::Host(fate) => of_host(cluster, fate, id),
         Fate::Replace => replace(cluster, id).await,
         Fate::HandOver => hand_over(cluster, id).await,
+        Fate::Move => cluster.relocate(id).await,
+        Fate::MoveUnseen => {
+            of_network(cluster, OfNetwork::Isolate, &ids, id).await;
+            cluster.relocate(id).await;
+        }
     }
 }
 

@@ -19,7 +19,7 @@ use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::Disk;
-use super::network::{Network, address};
+use super::network::{self, Network};
 use super::witness::{Watcher, Witness};
 
 /// When every run begins: a Tuesday in November 2023.
@@ -89,10 +89,14 @@ impl Manager {
         let seed = self.seed.wrapping_add(self.boots << 32);
         let process = Process::new(seed);
         let (clock, hand) = Clock::simulated(START);
+        let member = member(network, self.id);
         let config = RaftConfig {
             id: self.id,
-            member: member(self.id),
-            says: member(self.id).addresses,
+            says: match self.says_its_address() {
+                true => member.addresses.clone(),
+                false => vec!["0.0.0.0:4242".to_owned()],
+            },
+            member,
             state_dir: PathBuf::from("/var/lib/swarmd"),
             disk: raft::Disk::Simulated(Arc::new(self.disk.mount(&process))),
             timing: Timing::default(),
@@ -131,6 +135,11 @@ impl Manager {
             commits,
         });
         Ok(())
+    }
+
+    /// Whether it says where it is; what the others see counts otherwise.
+    pub(crate) fn says_its_address(&self) -> bool {
+        self.seed.is_multiple_of(2)
     }
 
     /// `kill -9`, and with `power` also its disk loses power.
@@ -199,11 +208,11 @@ impl Manager {
     }
 }
 
-/// How others know a manager.
-pub(crate) fn member(id: u64) -> Member {
+/// How others are to know a manager.
+pub(crate) fn member(network: &Network, id: u64) -> Member {
     Member {
-        node_id: format!("node-{id}"),
-        addresses: vec![address(id)],
+        node_id: network::node(id).to_string(),
+        addresses: vec![network.address(id).to_string()],
     }
 }
 

@@ -1,7 +1,7 @@
 //! Several managers in one thread, on virtual time, from one seed: the real consensus on a network and disks that fail.
 //!
 //! ```text
-//! fate ── kills, cuts, fills, replaces ──► managers  real openraft, log on redb, snapshots, store, control loop
+//! fate ── kills, cuts, moves, replaces ──► managers  real openraft, log on redb, snapshots, store, control loop
 //!                                          │  ▲ │
 //!                  clients, agents ──doors─┘  │ └─ disk      page cache: unsynced is lost or torn
 //!                        │                    └─── network   real gRPC client and server, messages as bodies
@@ -27,6 +27,7 @@ pub(crate) mod cluster;
 pub(crate) mod disk;
 pub(crate) mod fate;
 pub(crate) mod history;
+pub(crate) mod leadership;
 pub(crate) mod manager;
 pub(crate) mod network;
 pub(crate) mod scenarios;

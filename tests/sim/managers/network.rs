@@ -3,8 +3,12 @@
 //! A call is a connection of its own. What is sent over it arrives in order or not at all, as over TCP; what can happen to it
 //! is delay, a stall until a partition heals, or a reset. Different calls overtake each other. A request that asks once
 //! (votes) may arrive twice, the second time much later. Sending and arriving are moments at which a process may die.
+//!
+//! A manager's host has an address, which may become another one, and then somebody else's. Who dials it sees who is there,
+//! as by a certificate; who is called sees who calls, and from where.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -14,7 +18,11 @@ use harness::sim::random::Random;
 use http::{Request, Response};
 use http_body_util::{BodyExt as _, Full, StreamBody};
 use hyper::body::Frame;
+use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::own::raft_server::RaftServer;
+use swarm_proto::time::Timestamp;
+use swarmd::ca::{PeerIdentity, Role};
+use swarmd::manager::authorize::{Caller, Who};
 use swarmd::manager::raft::{DialError, Dialer, Line, LineError, Member, RaftService};
 use swarmd::manager::store::machine::StoreMachine;
 use swarmd::process::Process;
@@ -30,6 +38,10 @@ use super::trace::Trace;
 const IN_FLIGHT: usize = 64;
 /// How long a connection lives over which nothing gets through.
 const PATIENCE: Duration = Duration::from_secs(4);
+/// How long a connection takes to come to nothing where no host is.
+const NOBODY: Duration = Duration::from_secs(2);
+/// Addresses that hosts move to: few, so that one that was another's is soon somebody's again.
+const SPARE: u8 = 6;
 /// How often a sender looks whether a partition has healed.
 const RESEND: Duration = Duration::from_millis(20);
 
@@ -60,6 +72,8 @@ struct Inner {
     managers: BTreeMap<u64, (Process, Server)>,
     /// Messages until a process dies.
     fuses: BTreeMap<u64, u64>,
+    /// Where each host is, and how often it has moved: what was sent before is lost.
+    places: BTreeMap<u64, (SocketAddr, u64)>,
 }
 
 impl std::fmt::Debug for Inner {
@@ -68,9 +82,9 @@ impl std::fmt::Debug for Inner {
     }
 }
 
-/// The address of a manager.
-pub(crate) fn address(id: u64) -> String {
-    format!("m{id}")
+/// The node that a manager is.
+pub(crate) fn node(id: u64) -> NodeId {
+    NodeId::from_raw(id.into())
 }
 
 impl Network {
@@ -83,7 +97,39 @@ impl Network {
             cut: BTreeSet::new(),
             managers: BTreeMap::new(),
             fuses: BTreeMap::new(),
+            places: BTreeMap::new(),
         })))
+    }
+
+    /// A host comes to the network.
+    pub(crate) fn connect(&self, id: u64) {
+        let last = u8::try_from(id).unwrap();
+        let place = (SocketAddr::from(([10, 0, 0, last], 4242)), 0);
+        self.lock().places.insert(id, place);
+    }
+
+    /// Where a host is.
+    pub(crate) fn address(&self, id: u64) -> SocketAddr {
+        self.lock().places[&id].0
+    }
+
+    /// A host leaves its address for another one: nothing that was under way to it, or from it, arrives.
+    pub(crate) fn relocate(&self, id: u64) {
+        let inner = &mut *self.lock();
+        let taken: BTreeSet<SocketAddr> = inner.places.values().map(|(at, _)| *at).collect();
+        let spare = (1..=SPARE).map(|last| SocketAddr::from(([10, 0, 1, last], 4242)));
+        let free = spare.filter(|address| !taken.contains(address));
+        if let (Some(to), Some(place)) = (inner.random.any(free), inner.places.get_mut(&id)) {
+            *place = (to, place.1 + 1);
+            inner.trace.say(format_args!("{id} is at {to} now"));
+        }
+    }
+
+    /// Which host has an address.
+    fn host_at(&self, address: SocketAddr) -> Option<u64> {
+        let inner = self.lock();
+        let found = inner.places.iter().find(|(_, (at, _))| *at == address);
+        found.map(|(id, _)| *id)
     }
 
     /// A manager is up.
@@ -157,6 +203,14 @@ impl Network {
     }
 }
 
+impl Inner {
+    /// How often two hosts have moved.
+    fn moved(&self, one: u64, other: u64) -> u64 {
+        let each = [one, other].map(|id| self.places.get(&id).map_or(0, |(_, moved)| *moved));
+        each.iter().sum()
+    }
+}
+
 /// Makes calls for one manager.
 #[derive(Debug, Clone)]
 pub(crate) struct Phone {
@@ -166,18 +220,25 @@ pub(crate) struct Phone {
 }
 
 impl Dialer for Phone {
-    fn dial(&self, _: &Member, address: &str) -> Result<Line, DialError> {
-        let to = address
-            .trim_start_matches('m')
-            .parse()
-            .map_err(|_| DialError {
-                address: address.to_owned(),
-                reason: "no such manager".to_owned(),
-            })?;
-        let phone = self.clone();
+    fn dial(&self, member: &Member, address: &str) -> Result<Line, DialError> {
+        let at = address.parse::<SocketAddr>().map_err(|error| DialError {
+            address: address.to_owned(),
+            reason: error.to_string(),
+        })?;
+        let (phone, expected) = (self.clone(), member.node_id.clone());
         let service = tower::service_fn(move |request| {
-            let phone = phone.clone();
-            async move { phone.call(to, request).await }
+            let (phone, expected) = (phone.clone(), expected.clone());
+            async move {
+                let Some(to) = phone.network.host_at(at) else {
+                    sleep(NOBODY).await;
+                    return Err("no host answers".into());
+                };
+                // As by its certificate.
+                if node(to).to_string() != expected {
+                    return Err("another node answers".into());
+                }
+                phone.call(to, request).await
+            }
         });
         Ok(Line::Simulated(BoxCloneSyncService::new(service)))
     }
@@ -191,6 +252,8 @@ struct Way {
     to: u64,
     what: Arc<str>,
     last: Instant,
+    /// How often the hosts had moved when the connection was made.
+    moved: u64,
 }
 
 impl Way {
@@ -201,7 +264,15 @@ impl Way {
             to,
             what: Arc::clone(what),
             last: Instant::now(),
+            moved: network.lock().moved(from, to),
         }
+    }
+
+    /// Whether nothing gets through.
+    fn is_cut(&self) -> bool {
+        let inner = self.network.lock();
+        let moved = inner.moved(self.from, self.to) != self.moved;
+        moved || inner.cut.contains(&(self.from, self.to))
     }
 
     /// Sends something of a size; when it arrives, or that the connection is gone.
@@ -210,7 +281,7 @@ impl Way {
             return Err("the sender dies".into());
         }
         let began = Instant::now();
-        while self.network.lock().cut.contains(&(self.from, self.to)) {
+        while self.is_cut() {
             if began.elapsed() > PATIENCE {
                 return Err("the connection timed out".into());
             }
@@ -240,6 +311,9 @@ impl Way {
     async fn arrive(&self, at: Instant) -> Result<(), LineError> {
         if at > Instant::now() {
             sleep_until(at).await;
+        }
+        if self.network.lock().moved(self.from, self.to) != self.moved {
+            return Err("the connection is gone with its address".into());
         }
         match self.network.touches(self.to) {
             true => Err("the receiver dies".into()),
@@ -302,7 +376,8 @@ impl Phone {
             .network
             .manager(to)
             .ok_or("the connection was refused")?;
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
+        head.extensions.insert(caller(&self.network, self.from));
         let body = match &*what {
             "Append" | "Snapshot" => {
                 let (body, work) = out.flow(body);
@@ -351,5 +426,20 @@ impl Phone {
             sleep(delay).await;
             let _ = server.call(request).await;
         }));
+    }
+}
+
+/// Who calls, as the server's door says it.
+fn caller(network: &Network, id: u64) -> Caller {
+    Caller {
+        who: Who::Node(PeerIdentity {
+            node_id: node(id),
+            role: Role::Manager,
+            cluster_id: ClusterId::from_raw(1),
+            not_after: Timestamp::MAX,
+        }),
+        remote: Some(network.address(id)),
+        forwarded_by: None,
+        redirected: false,
     }
 }

@@ -19,10 +19,10 @@ use super::disk::Health;
 use super::fate::{Ran, drive_with};
 use super::history::Ask;
 
-type Broken = Vec<String>;
+pub(super) type Broken = Vec<String>;
 
 /// Tells the story of some managers, several times with different chance; it ends with a calm cluster.
-fn story(size: u64, tell: impl AsyncFn(&mut Cluster) -> Result<(), Broken>) {
+pub(super) fn story(size: u64, tell: impl AsyncFn(&mut Cluster) -> Result<(), Broken>) {
     for seed in 1..=3 {
         let ran: Result<Ran, String> = drive_with(seed, size, async |cluster| {
             tell(cluster).await?;
@@ -34,7 +34,7 @@ fn story(size: u64, tell: impl AsyncFn(&mut Cluster) -> Result<(), Broken>) {
     }
 }
 
-fn a_follower(cluster: &Cluster) -> Result<u64, Broken> {
+pub(super) fn a_follower(cluster: &Cluster) -> Result<u64, Broken> {
     let (_, leader) = cluster.leader().ok_or("nobody leads").map_err(one)?;
     let mut others = cluster.managers.keys().filter(|id| **id != leader);
     others.next().copied().ok_or("it is alone").map_err(one)
@@ -49,11 +49,11 @@ fn leader(cluster: &Cluster) -> Result<Door, Broken> {
     cluster.shared.leader().ok_or("nobody leads").map_err(one)
 }
 
-fn one(text: impl ToString) -> Broken {
+pub(super) fn one(text: impl ToString) -> Broken {
     vec![text.to_string()]
 }
 
-async fn put(cluster: &mut Cluster, object: u64) -> Result<u64, Broken> {
+pub(super) async fn put(cluster: &mut Cluster, object: u64) -> Result<u64, Broken> {
     cluster.put(object).await.map_err(one)
 }
 
@@ -74,7 +74,7 @@ async fn write(cluster: &Cluster, changes: Vec<Change>) -> Result<u64, Broken> {
 }
 
 /// Cuts a manager off from all others.
-fn isolate(cluster: &Cluster, id: u64) {
+pub(super) fn isolate(cluster: &Cluster, id: u64) {
     for other in cluster.managers.keys() {
         cluster.network.cut(id, *other);
         cluster.network.cut(*other, id);
