@@ -94,6 +94,7 @@ impl LogStore {
             let first = loaded.first_on_disk?;
             (first <= purged.index).then_some(purged.index + 1)
         });
+        let last = loaded.last;
         let path = file.path().to_owned();
         let file = Arc::new(file);
         let shared = Arc::new(Shared {
@@ -102,7 +103,7 @@ impl LogStore {
             memory: Mutex::new(Memory::from_disk(loaded)),
         });
         let (queue, requests) = mpsc::channel(QUEUE);
-        let writer = Writer::new(file, Arc::clone(&shared), requests, purge);
+        let writer = Writer::new(file, Arc::clone(&shared), requests, (last, purge));
         match process::current() {
             Some(process) => drop(process.spawn(writer.run_in(process.clone()))),
             None => std::thread::Builder::new()
@@ -204,7 +205,7 @@ impl RaftLogStorage<Types> for LogStore {
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
         self.shared.memory().committed = committed;
-        self.send(Op::Committed(committed)).await
+        Ok(())
     }
 
     async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
@@ -392,6 +393,11 @@ impl Shared {
     fn close(&self) {
         let mut file = self.file.lock().unwrap_or_else(PoisonError::into_inner);
         *file = None;
+    }
+
+    /// What is committed, as far as consensus has said.
+    pub(crate) fn committed(&self) -> Option<LogId> {
+        self.memory().committed
     }
 
     /// Append request `seq` and all before it are durable.

@@ -5,8 +5,8 @@
 //! order they were queued.
 //!
 //! The committed position is a hint for restarts (a leader re-derives it), so it never costs a
-//! transaction of its own: it rides with one that touches its table anyway, or with every [`HINT_EVERY`]th, for a second
-//! table is a third of what a small commit costs. Purging removes a bounded number of entries
+//! transaction of its own, nor wakes this thread: it rides with one that touches its table anyway, or with every
+//! [`HINT_EVERY`]th, for a second table is a third of what a small commit costs. Purging removes a bounded number of entries
 //! per transaction, so it never holds up a commit for long.
 //!
 //! A new DEK begins an epoch of the log, and then all records of earlier ones are sealed anew, a bounded number in each
@@ -62,11 +62,8 @@ pub(crate) enum Op {
         vote: Vote,
         done: oneshot::Sender<io::Result<()>>,
     },
-    Committed(Option<LogId>),
     /// Remove entries from this index to the end.
-    Truncate {
-        from: u64,
-    },
+    Truncate { from: u64 },
     /// Remove entries up to and including this one.
     Purge(LogId),
     /// Seal everything by this key from now on, and what is there already too; answered when no record needs another.
@@ -75,9 +72,7 @@ pub(crate) enum Op {
         done: oneshot::Sender<()>,
     },
     /// Write what is held back, close the file, end the thread.
-    Close {
-        done: oneshot::Sender<()>,
-    },
+    Close { done: oneshot::Sender<()> },
 }
 
 pub(crate) struct Writer {
@@ -86,9 +81,11 @@ pub(crate) struct Writer {
     queue: mpsc::Receiver<Op>,
     /// The nonce counter; 0 sealed the key check.
     counter: u64,
-    /// The committed position that is not on disk yet.
+    /// The last entry of the log on disk.
+    last: Option<LogId>,
+    /// The committed position on disk.
     committed: Option<LogId>,
-    /// Transactions that have gone without it.
+    /// Transactions since that was written.
     held_back: u32,
     /// Entries before this index are purged and may still be on disk.
     purge: Option<u64>,
@@ -110,14 +107,15 @@ impl Writer {
         file: Arc<LogFile>,
         shared: Arc<Shared>,
         queue: mpsc::Receiver<Op>,
-        purge: Option<u64>,
+        (last, purge): (Option<LogId>, Option<u64>),
     ) -> Self {
         Self {
             file,
+            committed: shared.committed(),
             shared,
             queue,
             counter: 0,
-            committed: None,
+            last,
             held_back: 0,
             purge,
             reseal: None,
@@ -159,7 +157,7 @@ impl Writer {
     }
 
     fn end(mut self, closing: Option<oneshot::Sender<()>>) {
-        if self.committed.is_some() {
+        if self.news().is_some() {
             // Only a hint is at stake; a failure has been logged.
             let _ = self.commit(&[]);
         }
@@ -214,18 +212,19 @@ impl Writer {
         }
         for op in batch {
             match op {
-                Op::Committed(committed) => self.committed = *committed,
-                Op::Purge(upto) => self.purge = self.purge.max(Some(upto.index + 1)),
-                Op::Append { .. }
-                | Op::Vote { .. }
-                | Op::Truncate { .. }
-                | Op::Rekey { .. }
-                | Op::Close { .. } => {}
+                Op::Append { entries, .. } => {
+                    self.last = entries.last().map(|entry| entry.log_id).or(self.last);
+                }
+                // What is before it, only its index is known of: the hint waits for the next entry.
+                Op::Truncate { from } => {
+                    self.last = self.last.filter(|last| last.index < *from);
+                }
+                Op::Purge(upto) => {
+                    self.purge = self.purge.max(Some(upto.index + 1));
+                    self.last = self.last.max(Some(*upto));
+                }
+                Op::Vote { .. } | Op::Rekey { .. } | Op::Close { .. } => {}
             }
-        }
-        let hint_only = batch.iter().all(|op| matches!(op, Op::Committed(_)));
-        if hint_only && !batch.is_empty() {
-            return Ok(());
         }
         let written = catch_unwind(AssertUnwindSafe(|| self.write(batch)));
         let written = written.unwrap_or_else(|_| {
@@ -294,7 +293,7 @@ impl Writer {
                         let record = self.seal(Place::State(PURGED), &wire::log_id(upto))?;
                         put(PURGED, record)?;
                     }
-                    Op::Committed(_) | Op::Rekey { .. } | Op::Close { .. } => {}
+                    Op::Rekey { .. } | Op::Close { .. } => {}
                 }
             }
             if let Some(committed) = &hint {
@@ -306,7 +305,7 @@ impl Writer {
         self.reseal_step(&txn)?;
         txn.commit().map_err(|e| fault(e.into()))?;
         match hint {
-            Some(_) => (self.committed, self.held_back) = (None, 0),
+            Some(_) => (self.committed, self.held_back) = (hint, 0),
             None => self.held_back = self.held_back.saturating_add(1),
         }
         Ok(())
@@ -316,7 +315,14 @@ impl Writer {
     fn hint(&self, batch: &[Op]) -> Option<LogId> {
         let state = |op: &Op| matches!(op, Op::Vote { .. } | Op::Purge(_));
         let rides = batch.is_empty() || self.held_back >= HINT_EVERY || batch.iter().any(state);
-        self.committed.filter(|_| rides)
+        self.news().filter(|_| rides)
+    }
+
+    /// The committed position, where the disk has another one: never one that is beyond the log there, for the entries
+    /// may still be in the queue.
+    fn news(&self) -> Option<LogId> {
+        let committed = self.shared.committed();
+        committed.filter(|_| committed != self.committed && committed <= self.last)
     }
 
     fn purge_step(
@@ -462,7 +468,7 @@ impl Writer {
                     }
                 }
                 Op::Close { done } => closing = Some(done),
-                Op::Committed(_) | Op::Truncate { .. } | Op::Purge(_) => {}
+                Op::Truncate { .. } | Op::Purge(_) => {}
             }
         }
         closing
@@ -474,7 +480,6 @@ impl Op {
         match self {
             Self::Append { bytes, .. } => *bytes,
             Self::Vote { .. }
-            | Self::Committed(_)
             | Self::Truncate { .. }
             | Self::Purge(_)
             | Self::Rekey { .. }

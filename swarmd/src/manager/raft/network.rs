@@ -43,6 +43,8 @@ const STREAM_SETUP: Duration = Duration::from_secs(1);
 /// Replication streams are silent when there is nothing to send; a response that was asked for is
 /// due within this time. Followers flush before they answer, and a disk may stall.
 const RESPONSE_LIMIT: Duration = Duration::from_secs(5);
+/// How long the news that entries are committed wait for an entry to go with; nobody waits for them.
+const NEWS_WAIT: Duration = Duration::from_millis(2);
 /// How long a call takes to fail that a silent leader does not make.
 const SILENT_PAUSE: Duration = Duration::from_millis(100);
 /// Timeouts in a row after which the connection is given up. One alone means a slow peer, and a new
@@ -238,7 +240,7 @@ impl Peer {
         let target = self.target;
         let sent = Arc::new(AtomicU64::new(0));
         let (count, freshness) = (Arc::clone(&sent), Arc::clone(&self.freshness));
-        let requests = input.map(move |request| {
+        let requests = together(input).map(move |request| {
             count.fetch_add(1, Ordering::Relaxed);
             let mut request = wire::append_request(target, &request);
             request.agreement = freshness.agreement(target);
@@ -265,6 +267,26 @@ impl Peer {
             },
         )))
     }
+}
+
+/// The requests of `input`, but one that tells only what is committed waits [`NEWS_WAIT`] for the next one, which tells that
+/// too: under load a member is sent each entry with the news that the one before is committed, instead of both apart.
+fn together<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<Types>>
+where
+    S: Stream<Item = AppendEntriesRequest<Types>> + Unpin,
+{
+    futures::stream::unfold(input, |mut input| async move {
+        let mut request = input.next().await?;
+        while request.entries.is_empty() {
+            match tokio::time::timeout(NEWS_WAIT, input.next()).await {
+                // openraft counts what is answered by the entries that it covers, so the one before is answered too.
+                Ok(Some(next)) => request = next,
+                // A heartbeat, or the last of a stream, waits for nothing.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some((request, input))
+    })
 }
 
 /// Notices that a response that was asked for doesn't come.

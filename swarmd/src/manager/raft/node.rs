@@ -261,17 +261,14 @@ impl<M: Machine> RaftNode<M> {
     /// Ends when consensus stops: the reason if it failed, nothing after a shutdown. A manager must
     /// not go on without it.
     pub fn stopped(&self) -> impl Future<Output = Option<String>> + Send + 'static {
-        let mut metrics = self.raft.metrics();
+        // These change seldom, the others with every entry; both end with consensus.
+        let (metrics, mut seldom) = (self.raft.metrics(), self.raft.server_metrics());
         async move {
-            loop {
-                match metrics.borrow_watched().running_state.clone() {
-                    Ok(()) => {}
-                    Err(Fatal::Stopped) => return None,
-                    Err(failed) => return Some(failed.to_string()),
-                }
-                if metrics.changed().await.is_err() {
-                    return None;
-                }
+            while seldom.changed().await.is_ok() {}
+            let state = metrics.borrow_watched().running_state.clone();
+            match state {
+                Ok(()) | Err(Fatal::Stopped) => None,
+                Err(failed) => Some(failed.to_string()),
             }
         }
     }
