@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 use swarm_proto::pb;
 use swarm_proto::pb::control_client::ControlClient;
+use swarm_proto::stale::STALE;
 use tokio::task::JoinSet;
 use tonic::transport::Channel;
 
@@ -39,30 +40,39 @@ pub(crate) async fn commit(only: &[&str]) -> Result<(), Failure> {
         if !only.is_empty() && !only.contains(&case) {
             continue;
         }
-        let mut rates = Vec::new();
-        let mut cpu = Vec::new();
+        let [mut rates, mut cpu, mut reads] = [const { Vec::new() }; 3];
         for _ in 0..RUNS {
             let cluster = Cluster::of(MANAGERS).await?;
-            let (rate, per_write) = writes(&cluster, clients).await?;
+            reads.push(count(&cluster, clients, What::Read).await?.0);
+            let (rate, per_write) = count(&cluster, clients, What::Write).await?;
             rates.push(rate);
             cpu.push(per_write);
         }
         say(&format!(
-            "{case}: {rates:.0?} writes/s, CPU {cpu:.0?} µs a write"
+            "{case}: {rates:.0?} writes/s, CPU {cpu:.0?} µs a write; {reads:.0?} reads/s from one manager's memory"
         ));
         let (median, min, max) = spread(&rates).ok_or("no run")?;
         let (cpu, _, _) = spread(&cpu).ok_or("no run")?;
+        let (reads, _, _) = spread(&reads).ok_or("no run")?;
         report.add(json!({
             "bench": "commit", "case": case, "managers": MANAGERS, "clients": clients, "runs": RUNS,
             "per_second": round(median), "min": round(min), "max": round(max),
-            "cpu_microseconds_per_write": round(cpu), "reference": reference, "bar": bar,
+            "cpu_microseconds_per_write": round(cpu), "reads_per_second": round(reads), "reference": reference, "bar": bar,
         }));
     }
     report.finish("commit")
 }
 
-/// Writes a second, and what one takes of the managers' processors in microseconds.
-async fn writes(cluster: &Cluster, clients: usize) -> Result<(f64, f64), Failure> {
+/// What is counted.
+#[derive(Clone, Copy)]
+enum What {
+    Write,
+    /// The same object, read from one manager's memory: what the calls alone take, so no write can be had for less.
+    Read,
+}
+
+/// Calls a second, and what one takes of the managers' processors in microseconds.
+async fn count(cluster: &Cluster, clients: usize, what: What) -> Result<(f64, f64), Failure> {
     let mut control = cluster.control.clone();
     let leader = Cluster::leader(&mut control).await?;
     let mut managers = cluster.managers().into_iter();
@@ -72,11 +82,18 @@ async fn writes(cluster: &Cluster, clients: usize) -> Result<(f64, f64), Failure
     let mut writers = JoinSet::new();
     let begin = Instant::now() + WARM_UP;
     for number in 0..clients {
-        let mut writer = Writer::new(control.clone(), &format!("s{number}")).await?;
+        let name = match what {
+            What::Write => format!("s{number}"),
+            What::Read => format!("r{number}"),
+        };
+        let mut writer = Writer::new(control.clone(), &name).await?;
         writers.spawn(async move {
             let mut written = 0_u32;
             while Instant::now() < begin + COUNTED {
-                writer.write().await?;
+                match what {
+                    What::Write => writer.write().await?,
+                    What::Read => writer.read_stale().await?,
+                }
                 if Instant::now() >= begin {
                     written += 1;
                 }
@@ -132,6 +149,17 @@ impl Writer {
             self.service = service;
         }
         Ok(())
+    }
+
+    /// Reads what the manager has in memory.
+    async fn read_stale(&mut self) -> Result<(), tonic::Status> {
+        let mut request = tonic::Request::new(pb::GetServiceRequest {
+            service_id: self.service.id.clone(),
+            ..Default::default()
+        });
+        let asked = tonic::metadata::MetadataValue::from_static("1");
+        request.metadata_mut().insert(STALE, asked);
+        self.control.get_service(request).await.map(drop)
     }
 
     /// What the cluster says was written last.

@@ -228,7 +228,7 @@ impl World {
             leader.dirty = Dirty::all();
         }
         let dirty = std::mem::take(&mut leader.dirty);
-        if dirty == Dirty::all() {
+        if dirty.is_all() {
             leader.full_at = now;
         }
         leader.seed = leader
@@ -238,6 +238,7 @@ impl World {
         let seed = leader.seed;
         let plan = pass(&self.log.state, &dirty, now, seed);
         leader.wake_at = plan.wake_at;
+        leader.dirty = Dirty::after(&plan);
         if plan.changes.is_empty() {
             leader.work = Work::Idle;
             if plan.wake_at.is_some_and(|at| at <= now) {
@@ -259,7 +260,7 @@ impl World {
 
     /// A pass over what has changed found nothing: one over everything must not either.
     fn check_settled(&mut self, dirty: &Dirty, wake_at: Option<Timestamp>, seed: u64) {
-        if *dirty == Dirty::all() {
+        if dirty.is_all() {
             return;
         }
         let full = pass(&self.log.state, &Dirty::all(), self.now, seed);

@@ -185,7 +185,6 @@ impl Making {
     }
 
     async fn process(&self, image: &Image, root: Vec<Mount>, stdio: Stdio) -> Result<u32, Error> {
-        let _slot = self.node.making.acquire().await;
         let created = self
             .node
             .containers

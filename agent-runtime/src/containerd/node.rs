@@ -71,15 +71,16 @@ pub(super) struct Node {
     pub journal: PathBuf,
     /// Held while new volumes are filled, by whoever fills them.
     pub filling: Arc<tokio::sync::Mutex<()>>,
-    /// How many containers runc may make at the same time.
-    pub making: tokio::sync::Semaphore,
+    /// How many containers may be made at the same time, from their root file systems to their processes.
+    pub making: Arc<tokio::sync::Semaphore>,
     /// How many health checks runc may start at the same time.
     pub checking: tokio::sync::Semaphore,
 }
 
-/// Making a container is processor time for the most part: more at once only makes each one later.
-fn making() -> usize {
-    const PER_PROCESSOR: usize = 4;
+/// Making a container is processor time for the most part, and waiting for containerd's disk for the rest: more at once
+/// only makes each one later.
+fn at_once() -> usize {
+    const PER_PROCESSOR: usize = 3;
     let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     processors * PER_PROCESSOR
 }
@@ -98,8 +99,8 @@ impl Node {
             journal: config.journal.clone(),
             client,
             filling: Arc::default(),
-            making: tokio::sync::Semaphore::new(making()),
-            checking: tokio::sync::Semaphore::new(making()),
+            making: Arc::new(tokio::sync::Semaphore::new(at_once())),
+            checking: tokio::sync::Semaphore::new(at_once()),
         })
     }
 }

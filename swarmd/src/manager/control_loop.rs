@@ -78,6 +78,7 @@ impl Control {
             let now = self.store.time(&self.clock);
             let plan = self.plan(now).await?;
             self.wake_at = plan.wake_at;
+            self.dirty = Dirty::after(&plan);
             if !self.write(now, plan).await? {
                 self.dirty = Dirty::all();
                 self.clock.sleep(RETRY_AFTER).await;
@@ -142,16 +143,21 @@ impl Control {
         }
     }
 
-    /// One pass, away from the threads that serve requests: over a large cluster it takes a while.
+    /// One pass. That over much of a large cluster takes a while: away from the threads that serve requests.
     async fn plan(&mut self, now: Timestamp) -> Result<Plan, WriteError> {
         self.seed = mix(self.seed);
         let (state, seed) = (self.state.clone(), self.seed);
         let dirty = std::mem::take(&mut self.dirty);
         let store = self.store.clone();
-        let planned = process::blocking(move || {
+        let small = dirty.is_small(&state);
+        let plan = move || {
             let _timed = store.latencies().pass.timed();
             pass(&state, &dirty, now, seed)
-        });
+        };
+        if small {
+            return Ok(plan());
+        }
+        let planned = process::blocking(plan);
         let planned = planned.await;
         // The runtime refuses only when it shuts down, and a pass does not panic.
         planned.map_err(|_| WriteError::ShuttingDown)

@@ -39,6 +39,8 @@ pub struct Plan {
     pub changes: Vec<Change>,
     /// When something becomes due without any change: pass again then.
     pub wake_at: Option<Timestamp>,
+    /// The same of certificates alone, for [`Dirty::after`].
+    pub certificates_at: Option<Timestamp>,
 }
 
 /// What has changed since the last pass, as far as planning goes.
@@ -57,7 +59,13 @@ pub struct Dirty {
     pub(crate) room: bool,
     /// The root CA, or something about a node's certificate.
     pub(crate) certificates: bool,
+    /// When one of the certificates becomes due by itself, as the last pass that looked at them said.
+    pub(crate) certificates_at: Option<Timestamp>,
 }
+
+/// Tasks of changed services and changes up to which a pass takes no longer than handing it to another thread, some
+/// ten microseconds.
+const SMALL: usize = 64;
 
 impl Dirty {
     /// Everything: at the start of a leadership, and now and then.
@@ -68,9 +76,45 @@ impl Dirty {
         }
     }
 
+    /// Nothing, as it is after a pass.
+    pub fn after(pass: &Plan) -> Self {
+        Self {
+            certificates_at: pass.certificates_at,
+            ..Self::default()
+        }
+    }
+
     /// Nothing has changed.
     pub fn is_empty(&self) -> bool {
-        *self == Self::default()
+        let nothing = Self {
+            certificates_at: self.certificates_at,
+            ..Self::default()
+        };
+        *self == nothing
+    }
+
+    /// Everything is looked at.
+    pub fn is_all(&self) -> bool {
+        self.all
+    }
+
+    /// A pass over it looks at little, however large the cluster is.
+    pub(crate) fn is_small(&self, state: &State) -> bool {
+        let wide = self.all || self.room || self.certificates || !self.nodes.is_empty();
+        let services = self.services.union(&self.unplaced).copied();
+        let tasks = services.flat_map(|id| state.service_tasks(id));
+        !wide
+            && self.services.len() + self.unplaced.len() + self.slots.len() <= SMALL
+            && tasks.take(SMALL + 1).count() <= SMALL
+    }
+
+    /// Whether certificates are to be looked at; otherwise when they are.
+    fn certificates(&self, now: Timestamp) -> Result<(), Option<Timestamp>> {
+        let due = self.certificates_at.is_some_and(|at| at <= now);
+        match self.all || self.certificates || due {
+            true => Ok(()),
+            false => Err(self.certificates_at),
+        }
     }
 
     /// Notes what one event means for the next pass.
@@ -166,8 +210,17 @@ pub fn pass(state: &State, dirty: &Dirty, now: Timestamp, seed: u64) -> Plan {
     }
     orchestrator::reap::plan_lost_nodes(&mut cx);
     scheduler::plan(&mut cx, dirty);
-    renewal::plan(&mut cx);
-    cx.into_plan()
+    let certificates_at = match dirty.certificates(now) {
+        Ok(()) => renewal::plan(&mut cx),
+        Err(known) => known,
+    };
+    if let Some(at) = certificates_at {
+        cx.wake(at);
+    }
+    Plan {
+        certificates_at,
+        ..cx.into_plan()
+    }
 }
 
 /// What the steps of one pass share.
@@ -303,6 +356,7 @@ impl Ctx {
         Plan {
             changes: before,
             wake_at,
+            certificates_at: None,
         }
     }
 }

@@ -98,21 +98,17 @@ impl Target {
 }
 
 /// Plans what certificates need.
-pub(crate) fn plan(cx: &mut Ctx) {
-    let Some(cluster) = cx.state.cluster.clone() else {
-        return;
-    };
-    let Some(mut target) = Target::of(&cluster) else {
-        return;
-    };
+pub(crate) fn plan(cx: &mut Ctx) -> Option<Timestamp> {
+    let cluster = cx.state.cluster.clone()?;
+    let mut target = Target::of(&cluster)?;
     if target.rotates && cx.state.nodes.values().all(|node| target.is_used_by(node)) {
         cx.change(Change::UpdateCluster(finished(&cluster).into()));
         target.rotates = false;
     }
-    ask(cx, &target);
+    ask(cx, &target)
 }
 
-fn ask(cx: &mut Ctx, target: &Target) {
+fn ask(cx: &mut Ctx, target: &Target) -> Option<Timestamp> {
     let (now, mut recent, mut due) = (cx.now, Vec::new(), Vec::new());
     let mut later = Timestamp::MAX;
     for node in cx.state.nodes.values() {
@@ -129,12 +125,10 @@ fn ask(cx: &mut Ctx, target: &Target) {
         let first_free = recent.iter().min().copied();
         later = later.min(first_free.unwrap_or_else(|| now.after(WINDOW)));
     }
-    if later < Timestamp::MAX {
-        cx.wake(later);
-    }
     if !due.is_empty() {
         cx.change(Change::AskRenewal { nodes: due });
     }
+    (later < Timestamp::MAX).then_some(later)
 }
 
 /// Nodes that keep a change of root from being over, and why each does.

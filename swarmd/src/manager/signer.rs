@@ -157,8 +157,9 @@ impl Signer {
         let mut reasons = Vec::new();
         let all = async {
             for external in external {
-                let url = external.url.as_str();
-                let answer = self.external.ask(url, request(external), roots).await;
+                let answer = self.external.ask(&external.url, request(external), roots);
+                let answer = answer.await;
+                let url = shown(&external.url);
                 let reason = match answer.map(|pem| check(&pem)) {
                     Ok(Ok(fit)) => return Some(fit),
                     Ok(Err(unfit)) => format!("gives a certificate that can't be used: {unfit}"),
@@ -176,6 +177,11 @@ impl Signer {
         }
         Err(reasons.join("; "))
     }
+}
+
+/// An external CA's URL for logs and answers: a token in its query is nobody's business.
+fn shown(url: &str) -> &str {
+    url.split(['?', '#']).next().unwrap_or_default()
 }
 
 fn text(pem: &[u8]) -> String {

@@ -450,6 +450,7 @@ impl World {
             let dirty = std::mem::take(&mut self.dirty);
             let plan = self.pass(&dirty);
             self.wake_at = plan.wake_at;
+            self.dirty = Dirty::after(&plan);
             if plan.changes.is_empty() {
                 let full = self.pass(&Dirty::all());
                 assert_eq!(full.changes, [], "a full pass finds more");

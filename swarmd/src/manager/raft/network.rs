@@ -452,3 +452,59 @@ impl std::fmt::Debug for Peer {
         write!(f, "Peer({} -> {})", self.id, self.target)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use futures::channel::mpsc;
+    use futures::{SinkExt as _, poll};
+    use openraft::alias::LeaderIdOf;
+    use openraft::vote::RaftLeaderId as _;
+
+    use super::super::types::{Command, Entry, EntryPayload, LogId};
+    use super::*;
+
+    fn request(committed: u64, entry: Option<u64>) -> AppendEntriesRequest<Types> {
+        let id = |index| LogId {
+            leader_id: LeaderIdOf::<Types>::new(1, 1),
+            index,
+        };
+        let entries = entry.map(|index| Entry {
+            log_id: id(index),
+            payload: EntryPayload::Normal(Command::default()),
+        });
+        AppendEntriesRequest {
+            vote: Vote::new_committed(1, 1),
+            prev_log_id: None,
+            leader_commit: Some(id(committed)),
+            entries: entries.into_iter().collect(),
+        }
+    }
+
+    fn told(request: Option<AppendEntriesRequest<Types>>) -> Option<(u64, usize)> {
+        let request = request?;
+        Some((request.leader_commit?.index, request.entries.len()))
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn news_of_commits_go_with_the_next_entry_or_after_a_moment() {
+        let (mut input, output) = mpsc::channel(9);
+        let mut output = Box::pin(together(output));
+        input.send(request(1, Some(2))).await.unwrap();
+        assert_eq!(told(output.next().await), Some((1, 1)), "an entry at once");
+        input.send(request(2, None)).await.unwrap();
+        assert!(poll!(output.next()).is_pending());
+        input.send(request(2, Some(3))).await.unwrap();
+        assert_eq!(told(output.next().await), Some((2, 1)), "both in one");
+        input.send(request(3, None)).await.unwrap();
+        let began = tokio::time::Instant::now();
+        assert_eq!(told(output.next().await), Some((3, 0)), "no entry comes");
+        assert_eq!(began.elapsed(), NEWS_WAIT);
+        // A heartbeat is a stream of its own.
+        input.send(request(3, None)).await.unwrap();
+        drop(input);
+        let began = tokio::time::Instant::now();
+        assert_eq!(told(output.next().await), Some((3, 0)));
+        assert_eq!(began.elapsed(), Duration::ZERO);
+        assert_eq!(told(output.next().await), None);
+    }
+}

@@ -3,6 +3,8 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, LazyLock};
 
+use swarm_proto::id::ServiceId;
+
 use super::*;
 use crate::ca::testing::{NOW, TestCa};
 use crate::manager::plan::{Dirty, Plan, pass};
@@ -224,12 +226,13 @@ fn a_shorter_life_counts_for_the_certificates_that_are_there() {
     check("rests", "a(long,asked)", "");
 }
 
+fn names(count: usize, what: &str) -> String {
+    let nodes: Vec<String> = (0..count).map(|n| format!("n{n}{what}")).collect();
+    nodes.join(" ")
+}
+
 #[test]
 fn some_at_a_time() {
-    let names = |count: usize, what: &str| {
-        let nodes: Vec<String> = (0..count).map(|n| format!("n{n}{what}")).collect();
-        nodes.join(" ")
-    };
     check("to1", &names(31, ""), "ask 30 nodes, look in 3s, 31 left");
     check("to1", &names(30, ""), "ask 30 nodes, 30 left");
     // Those that have done it were asked all the same.
@@ -282,4 +285,27 @@ fn a_removed_node_is_not_waited_for() {
     };
     let plan = pass(&state, &dirty, NOW, 1);
     assert_eq!(outcome(&state, &plan), "over");
+}
+
+#[test]
+fn what_does_not_concern_certificates_leaves_them_alone_until_one_is_due() {
+    let mut state = state("to1", &format!("{} x", names(30, "(asked)")));
+    let all = pass(&state, &Dirty::all(), NOW, 1);
+    assert_eq!(outcome(&state, &all), "look in 3s, 31 left");
+    let quiet = Dirty::after(&all);
+    assert!(quiet.is_empty());
+    let mut service = quiet.clone();
+    service.services.insert(ServiceId::from_raw(1));
+    assert!(!service.is_empty() && service.is_small(&state));
+    let plan = pass(&state, &service, NOW, 1);
+    assert_eq!(plan, all);
+    assert_eq!(Dirty::after(&plan), quiet);
+    // Nobody has told of the time; that it has come is enough.
+    let later = NOW.after(WINDOW);
+    let plan = pass(&state, &quiet, later, 1);
+    let asked = Change::AskRenewal {
+        nodes: vec![id("x")],
+    };
+    assert_eq!(plan.changes, [asked]);
+    write(&mut state, plan.changes);
 }

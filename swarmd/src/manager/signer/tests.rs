@@ -197,9 +197,11 @@ async fn the_next_is_asked_where_one_fails() {
     ];
     bed.sign(Role::Worker, &root).await.unwrap();
     assert_eq!(bed.server.seen().len(), 1);
+    bed.external_cas()[0] = external(format!("{down}?token=hush"), &root);
     bed.external_cas().pop();
     let told = bed.refusal().await;
     assert!(told.contains(&format!("{down} can't be asked")), "{told}");
+    assert!(!told.contains("hush"), "{told}");
     assert!(
         told.contains(&format!("; {} can't be asked", closed.url())),
         "{told}"

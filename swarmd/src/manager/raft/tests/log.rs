@@ -5,6 +5,28 @@ use std::os::unix::fs::PermissionsExt as _;
 use super::*;
 
 #[tokio::test]
+async fn the_committed_position_on_disk_is_never_beyond_the_log_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut log = open(dir.path()).log;
+    append(&mut log, vec![blank(1, 0), entry(1, 1, "one")]).await;
+    log.save_committed(Some(log_id(1, 1))).await.unwrap();
+    close(log).await;
+    let mut log = open(dir.path()).log;
+    for ahead in [log_id(1, 3), log_id(2, 1)] {
+        log.save_committed(Some(ahead)).await.unwrap();
+        close(log).await;
+        log = open(dir.path()).log;
+        assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 1)));
+    }
+    log.save_committed(Some(log_id(1, 3))).await.unwrap();
+    append(&mut log, vec![blank(1, 2), blank(1, 3)]).await;
+    close(log).await;
+    let mut log = open(dir.path()).log;
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 3)));
+    close(log).await;
+}
+
+#[tokio::test]
 async fn a_restart_finds_vote_positions_and_entries() {
     let dir = tempfile::tempdir().unwrap();
     let mut log = open(dir.path()).log;
