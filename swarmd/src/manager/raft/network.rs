@@ -275,7 +275,8 @@ fn together<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<Types>>
 where
     S: Stream<Item = AppendEntriesRequest<Types>> + Unpin,
 {
-    futures::stream::unfold(input, |mut input| async move {
+    // openraft's streams are not to be asked again after their end.
+    futures::stream::unfold(input.fuse(), |mut input| async move {
         let mut request = input.next().await?;
         while request.entries.is_empty() {
             match tokio::time::timeout(NEWS_WAIT, input.next()).await {
@@ -488,7 +489,11 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn news_of_commits_go_with_the_next_entry_or_after_a_moment() {
         let (mut input, output) = mpsc::channel(9);
-        let mut output = Box::pin(together(output));
+        // As strict as openraft's.
+        let output = futures::stream::unfold(output, |mut output| async {
+            Some((output.next().await?, output))
+        });
+        let mut output = Box::pin(together(Box::pin(output)));
         input.send(request(1, Some(2))).await.unwrap();
         assert_eq!(told(output.next().await), Some((1, 1)), "an entry at once");
         input.send(request(2, None)).await.unwrap();
