@@ -5,12 +5,14 @@ use std::time::Duration;
 
 use harness::sim::invariants;
 use harness::sim::random::Random;
+use swarm_proto::time::Timestamp;
 use swarmd::manager::raft::{Membership, RaftStatus, Start};
 use swarmd::manager::store::State;
 use swarmd::manager::store::machine::StoreMachine;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::certificates::{self, Renewing};
 use super::clients::{self, Door, REGISTERS, Shared};
 use super::disk::Health;
 use super::history::Ask;
@@ -50,7 +52,10 @@ pub(crate) struct Cluster {
     /// What watchers saw.
     pub(crate) witness: Witness,
     /// Clients and jobs.
-    tasks: JoinSet<()>,
+    pub(crate) tasks: JoinSet<()>,
+    /// Who renews its certificate.
+    pub(crate) renewing: Renewing,
+    began: Instant,
     roamers: Vec<Option<(u64, Watcher)>>,
     next: u64,
     /// Whose host has moved, where the membership does not say so yet.
@@ -71,6 +76,8 @@ impl Cluster {
             managers: BTreeMap::new(),
             witness: Witness::default(),
             tasks: JoinSet::new(),
+            renewing: Renewing::new(),
+            began: Instant::now(),
             roamers: vec![None; ROAMERS],
             next: 1,
             moved: None,
@@ -113,9 +120,15 @@ impl Cluster {
         self.next += 1;
         let manager = Manager::new(id, self.random.number());
         self.network.connect(id);
+        self.network.certify(id, certificates::issued(self.now()));
         self.managers.insert(id, manager);
         self.start(id, start).await?;
         Ok(id)
+    }
+
+    /// The time by a clock that is right.
+    pub(crate) fn now(&self) -> Timestamp {
+        manager::START.after(self.began.elapsed())
     }
 
     /// The leader, and what changes the members there.
@@ -320,6 +333,7 @@ impl Cluster {
             self.trace.say(format_args!("{id} is found dead"));
             self.kill(id, power);
         }
+        self.renew();
         self.roam();
     }
 
@@ -493,6 +507,9 @@ impl Cluster {
             let known = status.members.get(&id);
             if known.is_none_or(|member| !member.voter) {
                 missing.push(format!("{id} does not vote"));
+            }
+            if self.network.certificate(id) <= self.now() {
+                missing.push(format!("{id} has a certificate that has ended"));
             }
             let at = vec![self.network.address(id).to_string()];
             if let Some(known) = known.filter(|known| known.member.addresses != at) {

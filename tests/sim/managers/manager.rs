@@ -23,7 +23,7 @@ use super::network::{self, Network};
 use super::witness::{Watcher, Witness};
 
 /// When every run begins: a Tuesday in November 2023.
-const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
+pub(crate) const START: Timestamp = Timestamp::from_millis(1_700_000_000_000);
 /// How long a start may take before it counts as failed.
 const STARTS_WITHIN: Duration = Duration::from_secs(10);
 /// Snapshots come often and keep little, so that members are brought up by them.
@@ -121,7 +121,7 @@ impl Manager {
                 return Err(format!("it did not start within {STARTS_WITHIN:?}"));
             }
         };
-        network.listen(self.id, &process, raft.service().into_server());
+        network.listen(self.id, (&process, &clock), raft.service().into_server());
         let store = Store::new(Arc::new(RaftDoor::new(raft.proposer())), hub);
         let leadership = raft.leadership();
         drop(process.spawn(lead(leadership, store.clone(), clock.clone(), seed)));

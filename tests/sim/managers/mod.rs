@@ -12,7 +12,7 @@
 //! - [`fate`]: what befalls a cluster; one run of a seed.
 //! - [`cluster`]: the managers, and the calm in which all must be well again.
 //! - [`manager`]: one manager in a process that dies at any disk operation or message.
-//! - [`disk`], [`network`]: what it stands on.
+//! - [`disk`], [`network`]: what it stands on; [`certificates`]: who is let in by whom, and until when.
 //! - [`clients`]: who uses it; [`history`]: what they were told; [`witness`]: what watchers saw.
 //! - [`scenarios`]: named stories: bugs that others had, and what this simulation found here.
 //!
@@ -22,6 +22,7 @@
 //! Nothing waits for the world and nothing is random but by the seed, but for keys and nonces, which nothing depends on. So a
 //! run is replayed by its seed alone: [`trace`] is the same, byte for byte.
 
+pub(crate) mod certificates;
 pub(crate) mod clients;
 pub(crate) mod cluster;
 pub(crate) mod disk;

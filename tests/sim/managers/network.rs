@@ -22,6 +22,7 @@ use swarm_proto::id::{ClusterId, NodeId};
 use swarm_proto::own::raft_server::RaftServer;
 use swarm_proto::time::Timestamp;
 use swarmd::ca::{PeerIdentity, Role};
+use swarmd::clock::Clock;
 use swarmd::manager::authorize::{Caller, Who};
 use swarmd::manager::raft::{DialError, Dialer, Line, LineError, Member, RaftService};
 use swarmd::manager::store::machine::StoreMachine;
@@ -70,6 +71,8 @@ struct Inner {
     cut: BTreeSet<(u64, u64)>,
     /// Who is up.
     managers: BTreeMap<u64, (Process, Server)>,
+    /// When the certificate of each ends, and by which clock it looks at the others'.
+    certificates: BTreeMap<u64, (Timestamp, Option<Clock>)>,
     /// Messages until a process dies.
     fuses: BTreeMap<u64, u64>,
     /// Where each host is, and how often it has moved: what was sent before is lost.
@@ -96,6 +99,7 @@ impl Network {
             weather: Weather::default(),
             cut: BTreeSet::new(),
             managers: BTreeMap::new(),
+            certificates: BTreeMap::new(),
             fuses: BTreeMap::new(),
             places: BTreeMap::new(),
         })))
@@ -133,10 +137,39 @@ impl Network {
     }
 
     /// A manager is up.
-    pub(crate) fn listen(&self, id: u64, process: &Process, server: Server) {
+    pub(crate) fn listen(&self, id: u64, (process, clock): (&Process, &Clock), server: Server) {
         let mut inner = self.lock();
         inner.fuses.remove(&id);
         inner.managers.insert(id, (process.clone(), server));
+        if let Some(certificate) = inner.certificates.get_mut(&id) {
+            certificate.1 = Some(clock.clone());
+        }
+    }
+
+    /// A manager has a certificate that ends then.
+    pub(crate) fn certify(&self, id: u64, until: Timestamp) {
+        let mut inner = self.lock();
+        inner.certificates.entry(id).or_insert((until, None)).0 = until;
+    }
+
+    /// When a manager's certificate ends.
+    pub(crate) fn certificate(&self, id: u64) -> Timestamp {
+        let inner = self.lock();
+        inner.certificates.get(&id).map_or(Timestamp::MAX, |c| c.0)
+    }
+
+    /// Whether one manager takes the certificate of another, by its own clock.
+    pub(crate) fn takes(&self, id: u64, of: u64) -> bool {
+        let inner = self.lock();
+        let clock = inner.certificates.get(&id).and_then(|c| c.1.as_ref());
+        let until = inner.certificates.get(&of).map(|c| c.0);
+        clock.is_none_or(|clock| until.is_none_or(|until| clock.now() < until))
+    }
+
+    /// Whether what one sends gets to the other, and the answer back.
+    pub(crate) fn reaches(&self, one: u64, other: u64) -> bool {
+        let inner = self.lock();
+        !inner.cut.contains(&(one, other)) && !inner.cut.contains(&(other, one))
     }
 
     /// A manager is down: connections to it are refused.
@@ -376,6 +409,11 @@ impl Phone {
             .network
             .manager(to)
             .ok_or("the connection was refused")?;
+        for (one, other) in [(self.from, to), (to, self.from)] {
+            if !self.network.takes(one, other) {
+                return Err(format!("{one} does not take the certificate of {other}").into());
+            }
+        }
         let (mut head, body) = request.into_parts();
         head.extensions.insert(caller(&self.network, self.from));
         let body = match &*what {
@@ -436,7 +474,7 @@ fn caller(network: &Network, id: u64) -> Caller {
             node_id: node(id),
             role: Role::Manager,
             cluster_id: ClusterId::from_raw(1),
-            not_after: Timestamp::MAX,
+            not_after: network.certificate(id),
         }),
         remote: Some(network.address(id)),
         forwarded_by: None,
