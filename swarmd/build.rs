@@ -14,7 +14,10 @@ fn main() {
     println!("cargo::rerun-if-changed=build.rs");
     let variable = |name: &str| std::env::var(name).unwrap_or_default();
     let native = variable("HOST") == variable("TARGET");
-    if native && variable("CARGO_CFG_TARGET_ENV") == "gnu" && glibc() >= Some(GLIBC) {
+    let features = variable("CARGO_CFG_TARGET_FEATURE");
+    let is_static = features.split(',').any(|feature| feature == "crt-static");
+    let is_gnu = variable("CARGO_CFG_TARGET_ENV") == "gnu";
+    if native && is_static && is_gnu && glibc() >= Some(GLIBC) {
         println!("cargo::rustc-link-arg-bins=-Wl,-z,pack-relative-relocs");
     }
 }

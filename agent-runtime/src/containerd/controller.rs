@@ -358,14 +358,9 @@ impl Controller for ContainerdController {
             order: self.order.clone(),
         };
         let image = making.image(&self.progress).await?;
-        // The first ones run while the last ones wait; who is given up meanwhile has begun nothing.
-        let place = Arc::clone(&self.node.making).acquire_owned().await;
         // From here on not given up half-way when this call is: a request that containerd has
         // begun may finish after everything was removed.
-        self.making.spawn(async move {
-            let _place = place;
-            making.make(image).await
-        });
+        self.making.spawn(async move { making.make(image).await });
         let made = match self.making.join_next().await {
             Some(Ok(result)) => result?,
             Some(Err(_)) | None => {

@@ -12,7 +12,7 @@ use swarm_proto::pb;
 use swarm_proto::pb::container_spec::Device as Asked;
 use swarm_proto::registry_auth::Credentials;
 use swarm_proto::service::InvalidSpec;
-use tokio::sync::watch;
+use tokio::sync::{SemaphorePermit, watch};
 
 use super::account::{self, Account};
 use super::apparmor::Confinement;
@@ -39,6 +39,9 @@ use crate::output::{self, Target};
 const RUNTIME: &str = "io.containerd.runc.v2";
 /// What runs command lines where the image names no other.
 const SHELL: [&str; 2] = ["/bin/sh", "-c"];
+
+/// One of the containers that are made at a time.
+type Place<'node> = Option<SemaphorePermit<'node>>;
 
 /// A container that was made.
 #[derive(Debug)]
@@ -108,6 +111,10 @@ impl Making {
         let files = self.node.files.of(self.id());
         self.node.tool.ready().await?;
         let confinement = self.node.apparmor.ready().await?;
+        // May take long, or hang: before anybody waits for it.
+        let devices = devices(&container.devices).await?;
+        // The first ones run while the last ones wait.
+        let mut place = self.place().await;
         files.create()?;
         let root = self.root(&image).await?;
         let run = &image.config.config;
@@ -125,8 +132,7 @@ impl Making {
         };
         files.write(&names)?;
         let mounts = self.mounts(container, run)?;
-        let account = self.look_inside(&root, mounts.new, run).await?;
-        let devices = devices(&container.devices).await?;
+        let account = self.look_inside(&root, mounts.new, run, &mut place).await?;
         let allowed = Allowed {
             account,
             confinement,
@@ -138,9 +144,7 @@ impl Making {
         if let Some(check) = health_check(container, run) {
             files.write_health(&check)?;
         }
-        if let Some(address) = address {
-            labels.insert(label::ADDRESS.to_owned(), address.to_string());
-        }
+        labels.extend(address.map(|address| (label::ADDRESS.to_owned(), address.to_string())));
         let shared = match network {
             Network::Host => PortMap::shared(&ports),
             Network::Bridged | Network::Isolated => PortMap::default(),
@@ -148,10 +152,10 @@ impl Making {
         if network == Network::Host && !ports.is_empty() {
             labels.insert(label::PORTS.to_owned(), shared.to_string());
         }
-        let (id, image_name) = (self.id(), &image.name);
+        let id = self.id();
         let new = NewContainer {
             id,
-            image: image_name,
+            image: &image.name,
             labels,
             spec: &spec,
             runtime: runtime(&container.oci_runtime),
@@ -169,6 +173,12 @@ impl Making {
             },
             notice: image.notice,
         })
+    }
+
+    /// Waits until it may be made.
+    async fn place(&self) -> Place<'_> {
+        // Nobody closes it.
+        self.node.making.acquire().await.ok()
     }
 
     /// The container's root file system, to be mounted.
@@ -295,11 +305,12 @@ impl Making {
     }
 
     /// Makes new volumes and finds out who the user is, where that needs the image's files.
-    async fn look_inside(
-        &self,
+    async fn look_inside<'node>(
+        &'node self,
         root: &[Mount],
         volumes: Vec<NewVolume>,
         run: &RunConfig,
+        place: &mut Place<'node>,
     ) -> Result<Account, Error> {
         let container = support::container(&self.order.task)?;
         let user = match container.user.as_str() {
@@ -315,6 +326,8 @@ impl Making {
         let filling = match volumes.as_slice() {
             [] => None,
             [..] => {
+                // However large they are: others are made meanwhile.
+                *place = None;
                 let named = self.node.files.named_volumes();
                 make_closed(&named).map_err(|error| {
                     files::failure(&format!("volumes in {}", named.display()), &error)
@@ -323,7 +336,7 @@ impl Making {
             }
         };
         let at = self.node.files.of(self.id()).mountpoint;
-        rootfs::look(root.to_vec(), at, move |root| {
+        let account = rootfs::look(root.to_vec(), at, move |root| {
             for volume in &volumes {
                 volume.make(|from, to| root.copy_out(from, to))?;
             }
@@ -335,7 +348,11 @@ impl Making {
                 &root.text("etc/group")?,
             )
         })
-        .await
+        .await;
+        if place.is_none() {
+            *place = self.place().await;
+        }
+        account
     }
 
     fn labels(

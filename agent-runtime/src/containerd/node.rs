@@ -72,7 +72,7 @@ pub(super) struct Node {
     /// Held while new volumes are filled, by whoever fills them.
     pub filling: Arc<tokio::sync::Mutex<()>>,
     /// How many containers may be made at the same time, from their root file systems to their processes.
-    pub making: Arc<tokio::sync::Semaphore>,
+    pub making: tokio::sync::Semaphore,
     /// How many health checks runc may start at the same time.
     pub checking: tokio::sync::Semaphore,
 }
@@ -99,7 +99,7 @@ impl Node {
             journal: config.journal.clone(),
             client,
             filling: Arc::default(),
-            making: Arc::new(tokio::sync::Semaphore::new(at_once())),
+            making: tokio::sync::Semaphore::new(at_once()),
             checking: tokio::sync::Semaphore::new(at_once()),
         })
     }

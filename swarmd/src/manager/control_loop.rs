@@ -143,21 +143,16 @@ impl Control {
         }
     }
 
-    /// One pass. That over much of a large cluster takes a while: away from the threads that serve requests.
+    /// One pass, away from the threads that serve requests: over a large cluster it takes a while.
     async fn plan(&mut self, now: Timestamp) -> Result<Plan, WriteError> {
         self.seed = mix(self.seed);
         let (state, seed) = (self.state.clone(), self.seed);
         let dirty = std::mem::take(&mut self.dirty);
         let store = self.store.clone();
-        let small = dirty.is_small(&state);
-        let plan = move || {
+        let planned = process::blocking(move || {
             let _timed = store.latencies().pass.timed();
             pass(&state, &dirty, now, seed)
-        };
-        if small {
-            return Ok(plan());
-        }
-        let planned = process::blocking(plan);
+        });
         let planned = planned.await;
         // The runtime refuses only when it shuts down, and a pass does not panic.
         planned.map_err(|_| WriteError::ShuttingDown)

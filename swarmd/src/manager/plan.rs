@@ -63,10 +63,6 @@ pub struct Dirty {
     pub(crate) certificates_at: Option<Timestamp>,
 }
 
-/// Tasks of changed services and changes up to which a pass takes no longer than handing it to another thread, some
-/// ten microseconds.
-const SMALL: usize = 64;
-
 impl Dirty {
     /// Everything: at the start of a leadership, and now and then.
     pub fn all() -> Self {
@@ -96,16 +92,6 @@ impl Dirty {
     /// Everything is looked at.
     pub fn is_all(&self) -> bool {
         self.all
-    }
-
-    /// A pass over it looks at little, however large the cluster is.
-    pub(crate) fn is_small(&self, state: &State) -> bool {
-        let wide = self.all || self.room || self.certificates || !self.nodes.is_empty();
-        let services = self.services.union(&self.unplaced).copied();
-        let tasks = services.flat_map(|id| state.service_tasks(id));
-        !wide
-            && self.services.len() + self.unplaced.len() + self.slots.len() <= SMALL
-            && tasks.take(SMALL + 1).count() <= SMALL
     }
 
     /// Whether certificates are to be looked at; otherwise when they are.

@@ -132,7 +132,7 @@ impl Cluster {
     }
 
     /// The leader, and what changes the members there.
-    fn leaders_membership(&self) -> Result<(u64, Membership<StoreMachine>), String> {
+    pub(crate) fn leaders_membership(&self) -> Result<(u64, Membership<StoreMachine>), String> {
         let (_, leader) = self.leader().ok_or("nobody leads")?;
         let running = self.managers[&leader].up.as_ref().unwrap();
         Ok((leader, running.raft.membership()))

@@ -194,7 +194,7 @@ async fn befall(cluster: &mut Cluster) {
         Fate::Replace => replace(cluster, id).await,
         Fate::HandOver => hand_over(cluster, id).await,
         Fate::Move => cluster.relocate(id).await,
-        Fate::Lapse => cluster.lapse(id),
+        Fate::Lapse => cluster.lapse(id).await,
         Fate::MoveUnseen => {
             of_network(cluster, OfNetwork::Isolate, &ids, id).await;
             cluster.relocate(id).await;
@@ -305,7 +305,10 @@ fn of_host(cluster: &mut Cluster, fate: OfHost, id: u64) {
 /// A manager leaves the cluster for good, and another one comes.
 async fn replace(cluster: &mut Cluster, id: u64) {
     // Membership is changed by a healthy cluster; who leaves may be its leader.
-    if !cluster.managers.values().all(|m| m.up.is_some()) || cluster.expel(id).await.is_err() {
+    if !cluster.managers.values().all(|m| m.up.is_some()) || cluster.somebody_lapsed() {
+        return;
+    }
+    if cluster.expel(id).await.is_err() {
         return;
     }
     cluster.kill(id, true);

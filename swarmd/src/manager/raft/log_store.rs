@@ -85,6 +85,8 @@ struct Memory {
     /// Number of the last append request.
     seq: u64,
     poisoned: Option<String>,
+    /// How often the log was cut.
+    cuts: u64,
 }
 
 impl LogStore {
@@ -94,7 +96,7 @@ impl LogStore {
             let first = loaded.first_on_disk?;
             (first <= purged.index).then_some(purged.index + 1)
         });
-        let last = loaded.last;
+        let last = loaded.last.or(loaded.purged);
         let path = file.path().to_owned();
         let file = Arc::new(file);
         let shared = Arc::new(Shared {
@@ -352,6 +354,7 @@ impl Memory {
     }
 
     fn truncate_after(&mut self, last: Option<LogId>) {
+        self.cuts += 1;
         self.tail.cut_from(last.map_or(0, |last| last.index + 1));
         if last.map(|id| id.index) < self.last.map(|id| id.index) {
             self.last = last.max(self.purged);
@@ -395,9 +398,10 @@ impl Shared {
         *file = None;
     }
 
-    /// What is committed, as far as consensus has said.
-    pub(crate) fn committed(&self) -> Option<LogId> {
-        self.memory().committed
+    /// What is committed, as far as consensus has said; and how often the log was cut before it said so.
+    pub(crate) fn committed(&self) -> (Option<LogId>, u64) {
+        let memory = self.memory();
+        (memory.committed, memory.cuts)
     }
 
     /// Append request `seq` and all before it are durable.

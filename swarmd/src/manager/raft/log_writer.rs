@@ -83,6 +83,8 @@ pub(crate) struct Writer {
     counter: u64,
     /// The last entry of the log on disk.
     last: Option<LogId>,
+    /// How often the log was cut, up to what is on disk.
+    cuts: u64,
     /// The committed position on disk.
     committed: Option<LogId>,
     /// Transactions since that was written.
@@ -111,7 +113,8 @@ impl Writer {
     ) -> Self {
         Self {
             file,
-            committed: shared.committed(),
+            cuts: 0,
+            committed: shared.committed().0,
             shared,
             queue,
             counter: 0,
@@ -217,6 +220,7 @@ impl Writer {
                 }
                 // What is before it, only its index is known of: the hint waits for the next entry.
                 Op::Truncate { from } => {
+                    self.cuts += 1;
                     self.last = self.last.filter(|last| last.index < *from);
                 }
                 Op::Purge(upto) => {
@@ -318,11 +322,12 @@ impl Writer {
         self.news().filter(|_| rides)
     }
 
-    /// The committed position, where the disk has another one: never one that is beyond the log there, for the entries
-    /// may still be in the queue.
+    /// The committed position, where the disk has another one: never one that the log there does not hold, for its entries
+    /// may still be in the queue, and behind them there what they replace.
     fn news(&self) -> Option<LogId> {
-        let committed = self.shared.committed();
-        committed.filter(|_| committed != self.committed && committed <= self.last)
+        let (committed, cuts) = self.shared.committed();
+        let held = cuts == self.cuts && committed <= self.last;
+        committed.filter(|_| held && committed != self.committed)
     }
 
     fn purge_step(

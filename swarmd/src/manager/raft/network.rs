@@ -278,8 +278,9 @@ where
     // openraft's streams are not to be asked again after their end.
     futures::stream::unfold(input.fuse(), |mut input| async move {
         let mut request = input.next().await?;
+        let until = tokio::time::Instant::now() + NEWS_WAIT;
         while request.entries.is_empty() {
-            match tokio::time::timeout(NEWS_WAIT, input.next()).await {
+            match tokio::time::timeout_at(until, input.next()).await {
                 // openraft counts what is answered by the entries that it covers, so the one before is answered too.
                 Ok(Some(next)) => request = next,
                 // A heartbeat, or the last of a stream, waits for nothing.
