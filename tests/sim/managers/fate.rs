@@ -40,8 +40,6 @@ enum Fate {
     Move,
     /// The same while it is cut off: nobody hears of it before it is back.
     MoveUnseen,
-    /// A manager's certificate has ended.
-    Lapse,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -72,7 +70,7 @@ enum OfHost {
 }
 
 /// What may happen, and how often compared with the others.
-const FATES: [(u64, Fate); 20] = [
+const FATES: [(u64, Fate); 19] = [
     (8, Fate::Process(OfProcess::Kill)),
     (8, Fate::Process(OfProcess::KillAtDisk)),
     (8, Fate::Process(OfProcess::KillAtMessage)),
@@ -92,7 +90,6 @@ const FATES: [(u64, Fate); 20] = [
     (5, Fate::HandOver),
     (5, Fate::Move),
     (3, Fate::MoveUnseen),
-    (5, Fate::Lapse),
 ];
 
 /// Runs one seed.
@@ -194,7 +191,6 @@ async fn befall(cluster: &mut Cluster) {
         Fate::Replace => replace(cluster, id).await,
         Fate::HandOver => hand_over(cluster, id).await,
         Fate::Move => cluster.relocate(id).await,
-        Fate::Lapse => cluster.lapse(id).await,
         Fate::MoveUnseen => {
             of_network(cluster, OfNetwork::Isolate, &ids, id).await;
             cluster.relocate(id).await;
