@@ -40,6 +40,8 @@ enum Fate {
     Move,
     /// The same while it is cut off: nobody hears of it before it is back.
     MoveUnseen,
+    /// A manager's certificate has ended.
+    Lapse,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -70,7 +72,7 @@ enum OfHost {
 }
 
 /// What may happen, and how often compared with the others.
-const FATES: [(u64, Fate); 19] = [
+const FATES: [(u64, Fate); 20] = [
     (8, Fate::Process(OfProcess::Kill)),
     (8, Fate::Process(OfProcess::KillAtDisk)),
     (8, Fate::Process(OfProcess::KillAtMessage)),
@@ -90,6 +92,7 @@ const FATES: [(u64, Fate); 19] = [
     (5, Fate::HandOver),
     (5, Fate::Move),
     (3, Fate::MoveUnseen),
+    (5, Fate::Lapse),
 ];
 
 /// Runs one seed.
@@ -191,6 +194,7 @@ async fn befall(cluster: &mut Cluster) {
         Fate::Replace => replace(cluster, id).await,
         Fate::HandOver => hand_over(cluster, id).await,
         Fate::Move => cluster.relocate(id).await,
+        Fate::Lapse => cluster.lapse(id).await,
         Fate::MoveUnseen => {
             of_network(cluster, OfNetwork::Isolate, &ids, id).await;
             cluster.relocate(id).await;
@@ -302,6 +306,10 @@ fn of_host(cluster: &mut Cluster, fate: OfHost, id: u64) {
 async fn replace(cluster: &mut Cluster, id: u64) {
     // Membership is changed by a healthy cluster; who leaves may be its leader.
     if !cluster.managers.values().all(|m| m.up.is_some()) || cluster.somebody_lapsed() {
+        return;
+    }
+    // One that has moved may have to be found by the one that goes: it does not look for the others here.
+    if !cluster.correct_address().await && !cluster.correct_address().await {
         return;
     }
     if cluster.expel(id).await.is_err() {
