@@ -71,6 +71,15 @@ impl Failure {
         }
     }
 
+    /// True if the task's shim ended under the call: containerd finds that out a moment later, and clears the task away.
+    /// containerd has no code for it.
+    pub(super) fn lost_shim(&self) -> bool {
+        match self {
+            Self::Refused { message, .. } => message.contains("ttrpc: closed"),
+            Self::Away { .. } | Self::Late { .. } => false,
+        }
+    }
+
     pub(super) fn is_precondition(&self) -> bool {
         self.code() == Some(Code::FailedPrecondition)
     }

@@ -305,16 +305,22 @@ impl Containers {
 
     /// Removes the (ended) process, its shim and its cgroup.
     pub(super) async fn delete_process(&self, id: &str) -> Result<(), Failure> {
-        let request = self.client.request(DeleteTaskRequest {
-            container_id: id.to_owned(),
-        });
-        let mut rpc = self.tasks();
-        or_absent(
-            self.client
-                .call("delete task", RUNC_MAX, rpc.delete(request))
-                .await,
-        )?;
-        Ok(())
+        let until = Instant::now() + BUNDLE_MAX;
+        loop {
+            let request = self.client.request(DeleteTaskRequest {
+                container_id: id.to_owned(),
+            });
+            let mut rpc = self.tasks();
+            let deleting = self
+                .client
+                .call("delete task", RUNC_MAX, rpc.delete(request));
+            match or_absent(deleting.await) {
+                Err(failure) if failure.lost_shim() && Instant::now() < until => {
+                    tokio::time::sleep(BUNDLE_PAUSE).await;
+                }
+                deleted => return deleted.map(drop),
+            }
+        }
     }
 }
 
